@@ -1,0 +1,3 @@
+"""Text to sound with AudioGen, in the Hugging Face ecosystem."""
+
+__version__ = "0.1.0"
