@@ -1,0 +1,1 @@
+"""Training: the language model, and (`audiogen_hf.training.codec`) the EnCodec tokenizer that it reads."""
