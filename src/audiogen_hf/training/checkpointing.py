@@ -23,7 +23,7 @@ PREFIX = "checkpoint-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint folder: its place, optimizer steps taken, validation metrics and the trainer's own state."""
+    """A complete checkpoint folder: its place, steps taken, validation metrics and the trainer's own state."""
 
     path: Path
     step: int
