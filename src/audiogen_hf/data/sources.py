@@ -1,0 +1,245 @@
+"""Opening a source of sound with descriptions as a `datasets` dataset; nothing is decoded here."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DatasetNotFoundError
+
+TEXT_COLUMNS = ("text", "caption", "description", "captions", "descriptions")
+MANIFEST_NAMES = ("data.jsonl", "data.jsonl.gz")
+NOT_A_DATASET = (FileNotFoundError, DatasetNotFoundError, EmptyDatasetError)
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def load_audio_text_dataset(
+    source: str | os.PathLike,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    audio_column: str = "audio",
+    text_column: str | None = None,
+    require_text: bool = True,
+    external_metadata_source: str | os.PathLike | None = None,
+    **load_dataset_kwargs,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Open sound with descriptions.
+
+    Args:
+        source: One of
+            - an AudioCraft manifest (`.jsonl` or `.jsonl.gz`), or a folder that holds it as `data.jsonl[.gz]`;
+            - a folder of sound files with `metadata.{jsonl,csv,parquet}` (`audiofolder`), or its metadata file;
+            - a `.parquet` file, a folder of them, or what `Dataset.save_to_disk` wrote;
+            - the name of a dataset on the Hub.
+        name: Configuration of a Hub dataset.
+        split: Split to take. A manifest is one split, so the argument is not looked at there.
+        streaming: Read while training in place of downloading first; gives an `IterableDataset`.
+        audio_column: Column of the sound.
+        text_column: Column of the descriptions, each a string or a list of strings. Default: the first of "text",
+            "caption", "description", "captions", "descriptions" that exists.
+        require_text: With False, a source without descriptions gives empty ones (a codec needs none).
+        external_metadata_source: Folder with the `.json` files of an AudioCraft manifest; one beside the sound
+            file goes first.
+        load_dataset_kwargs: Passed to `datasets.load_dataset` (`revision`, `token`, `cache_dir`, ...).
+
+    Returns:
+        Rows with the columns "audio" (dict of "path" and "bytes", not decoded) and "text".
+
+    Raises:
+        ValueError: The source, the split or a column does not exist, or the dataset is empty.
+    """
+    path = Path(source)
+    manifest = _find_manifest(path)
+    if manifest is not None:
+        rows = read_manifest(manifest, external_metadata_source, require_text=require_text)
+        return rows.to_iterable_dataset() if streaming else rows
+    if external_metadata_source is not None:
+        raise ValueError(f"external_metadata_source goes with an AudioCraft manifest, and {source} is none")
+
+    rows = _load_rows(path if path.exists() else str(source), name, split, streaming, load_dataset_kwargs)
+    if not streaming and len(rows) == 0:
+        raise ValueError(f"the dataset {source} has no rows in split {split!r}")
+    return _select_columns(rows, audio_column, text_column, require_text, source)
+
+
+class UndecodedAudio(datasets.Audio):
+    """`datasets.Audio` for paths and bytes alone; its parent needs torchcodec even to store a path."""
+
+    def encode_example(self, value: str | bytes | dict) -> dict:
+        if isinstance(value, str | os.PathLike):
+            return {"path": os.fspath(value), "bytes": None}
+        if isinstance(value, bytes | bytearray):
+            return {"path": None, "bytes": bytes(value)}
+        if isinstance(value, dict) and (value.get("path") is not None or value.get("bytes") is not None):
+            return {"path": value.get("path"), "bytes": value.get("bytes")}
+        raise ValueError(f"the sound of a row must be a path or the bytes of a file, got {type(value).__name__}")
+
+
+def read_manifest(
+    manifest: str | os.PathLike,
+    external_metadata_source: str | os.PathLike | None = None,
+    *,
+    require_text: bool = True,
+) -> datasets.Dataset:
+    """Read AudioCraft's manifest: one JSON object a line with the "path" of a sound file.
+
+    The description of `x.wav` is the "description" of `x.json` beside it or, if there is none, in
+    `external_metadata_source`; a list holds alternatives. As AudioCraft does, descriptions are stripped and
+    lower-cased, and null stands for no description. A relative path is taken from the manifest's folder if the file is
+    there, else from the working directory.
+
+    Returns:
+        Rows with the columns "audio" and "text" (list of strings).
+
+    Raises:
+        ValueError: A line is no object with a "path", or a description is missing.
+    """
+    manifest = Path(manifest)
+    paths = [_resolve(entry["path"], manifest.parent) for entry in _manifest_entries(manifest)]
+    if not paths:
+        raise ValueError(f"the manifest {manifest} is empty")
+    with ThreadPoolExecutor(max_workers=8) as pool:  # many small files, often on a network file system
+        texts = list(pool.map(lambda path: _read_description(path, external_metadata_source, require_text), paths))
+    rows = datasets.Dataset.from_dict(
+        {"audio": [str(path) for path in paths], "text": texts},
+        features=datasets.Features(audio=datasets.Value("string"), text=datasets.List(datasets.Value("string"))),
+    )
+    return rows.cast_column("audio", UndecodedAudio(decode=False))
+
+
+def _find_manifest(path: Path) -> Path | None:
+    if path.is_dir():
+        return next((path / name for name in MANIFEST_NAMES if (path / name).is_file()), None)
+    if path.name not in METADATA_NAMES and path.name.lower().endswith((".jsonl", ".jsonl.gz")):
+        if not path.is_file():
+            raise ValueError(f"the manifest {path} does not exist")
+        return path
+    return None
+
+
+def _manifest_entries(manifest: Path) -> Iterator[dict[str, Any]]:
+    opener = gzip.open if manifest.suffix.lower() == ".gz" else open
+    with opener(manifest, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{manifest}, line {number}: not JSON ({error})") from error
+            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+                raise ValueError(
+                    f'{manifest}, line {number}: expected an object with a "path", got {line.strip()[:80]}'
+                )
+            yield entry
+
+
+def _resolve(path: str, folder: Path) -> Path:
+    beside = folder / path  # `folder / path` is `path` itself where that is absolute
+    return beside if beside.is_file() else Path(path)
+
+
+def _read_description(path: Path, external: str | os.PathLike | None, require_text: bool) -> list[str]:
+    candidates = [path.with_suffix(".json")]
+    if external is not None:
+        candidates.append(Path(external) / candidates[0].name)
+    info_path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if info_path is None:
+        if not require_text:
+            return [""]
+        raise ValueError(f"no description for {path}: looked for {' and '.join(map(str, candidates))}")
+    try:
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{info_path}: not JSON ({error})") from error
+    if not isinstance(info, dict) or ("description" not in info and require_text):
+        raise ValueError(f'{info_path}: expected an object with a "description"')
+    description = info.get("description")
+    alternatives = description if isinstance(description, list) else [description]
+    texts = [text.strip().lower() for text in alternatives if isinstance(text, str) and text.strip()]
+    return [text for text in texts if text != "none"] or [""]
+
+
+def _load_rows(source: Path | str, name: str | None, split: str, streaming: bool, kwargs: dict[str, Any]):
+    if isinstance(source, Path) and (source / "dataset_dict.json").is_file():
+        splits = datasets.load_from_disk(str(source))
+        if split not in splits:
+            raise ValueError(f"{source} has no split {split!r}; it has {', '.join(splits)}")
+        rows = splits[split]
+        return rows.to_iterable_dataset() if streaming else rows
+    if isinstance(source, Path) and (source / "state.json").is_file():
+        rows = datasets.load_from_disk(str(source))
+        return rows.to_iterable_dataset() if streaming else rows
+
+    if isinstance(source, Path) and source.suffix == ".parquet" and source.name not in METADATA_NAMES:
+        arguments = {"path": "parquet", "data_files": {split: str(source)}}
+    elif isinstance(source, Path) and source.name in METADATA_NAMES:
+        arguments = {"path": "audiofolder", "data_dir": str(source.parent)}
+    elif isinstance(source, Path) and source.is_file():
+        raise ValueError(
+            f"source {source} is no dataset: expected a folder, .parquet, .jsonl, .jsonl.gz, or a Hub dataset name"
+        )
+    elif isinstance(source, Path) and any(next(source.rglob(name), None) for name in METADATA_NAMES):
+        arguments = {"path": "audiofolder", "data_dir": str(source)}
+    else:
+        arguments = {"path": str(source)}
+    try:
+        with _storing_audio_without_torchcodec():
+            return datasets.load_dataset(name=name, split=split, streaming=streaming, **arguments, **kwargs)
+    except NOT_A_DATASET as error:
+        raise ValueError(
+            f"source {source} is neither a folder, a manifest nor a Hub dataset with sound files: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _storing_audio_without_torchcodec():
+    """`datasets` builds folders and archives of sound through `Audio.encode_example`, which imports torchcodec
+    although the sound stays encoded; for the time of loading it stores paths and bytes as they are."""
+    original = datasets.Audio.encode_example
+    datasets.Audio.encode_example = UndecodedAudio.encode_example
+    try:
+        yield
+    finally:
+        datasets.Audio.encode_example = original
+
+
+def _select_columns(rows, audio_column: str, text_column: str | None, require_text: bool, source):
+    if rows.features is None:
+        raise ValueError(
+            f"the stream of {source} does not tell its columns; convert it to parquet, or do not stream it"
+        )
+    columns = list(rows.features)
+    if audio_column not in columns:
+        raise ValueError(f"audio_column {audio_column!r} is not in the dataset {source}; it has {', '.join(columns)}")
+    candidates = TEXT_COLUMNS if text_column is None else (text_column,)
+    found = next((column for column in candidates if column in columns), None)
+    if found is None and (require_text or text_column is not None):
+        raise ValueError(
+            f"the dataset {source} has no description column {' or '.join(map(repr, candidates))}; "
+            f"it has {', '.join(columns)}: name one with text_column"
+        )
+    if found is not None and not _is_text(rows.features[found]):
+        raise ValueError(
+            f"text_column {found!r} of {source} must hold strings or lists of strings, got {rows.features[found]}"
+        )
+    rows = rows.cast_column(audio_column, UndecodedAudio(decode=False))  # first: a stream encodes at every later step
+    rows = rows.select_columns([column for column in (audio_column, found) if column is not None])
+    renamed = {old: new for old, new in ((audio_column, "audio"), (found, "text")) if old and old != new}
+    return rows.rename_columns(renamed) if renamed else rows
+
+
+def _is_text(feature) -> bool:
+    if isinstance(feature, datasets.List):
+        feature = feature.feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
