@@ -1,0 +1,1 @@
+"""Training of EnCodec tokenizers on transformers' `EncodecModel`."""
