@@ -19,6 +19,7 @@ CORE = [
     "soundfile>=0.13",  # MP3 with metadata
     "soxr>=0.5",
     "pyloudnorm>=0.1.1",
+    "scipy>=1.14",  # resampling
     "pyyaml>=6.0",
     "tqdm>=4.66",
     "sentencepiece>=0.2",  # text encoders that ship only a SentencePiece model
