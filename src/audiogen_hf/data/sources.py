@@ -15,6 +15,8 @@ import datasets
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError
 
+from .manifest import read_descriptions
+
 TEXT_COLUMNS = ("text", "caption", "description", "captions", "descriptions")
 MANIFEST_NAMES = ("data.jsonl", "data.jsonl.gz")
 NOT_A_DATASET = (FileNotFoundError, DatasetNotFoundError, EmptyDatasetError)
@@ -29,7 +31,7 @@ def load_audio_text_dataset(
     streaming: bool = False,
     audio_column: str = "audio",
     text_column: str | None = None,
-    require_text: bool = True,
+    with_text: bool = True,
     external_metadata_source: str | os.PathLike | None = None,
     **load_dataset_kwargs,
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -47,7 +49,7 @@ def load_audio_text_dataset(
         audio_column: Column of the sound.
         text_column: Column of the descriptions, each a string or a list of strings. Default: the first of "text",
             "caption", "description", "captions", "descriptions" that exists.
-        require_text: With False, a source without descriptions gives empty ones (a codec needs none).
+        with_text: With False, descriptions are not looked for (a codec needs none), and there is no column "text".
         external_metadata_source: Folder with the `.json` files of an AudioCraft manifest; one beside the sound
             file goes first.
         load_dataset_kwargs: Passed to `datasets.load_dataset` (`revision`, `token`, `cache_dir`, ...).
@@ -61,7 +63,7 @@ def load_audio_text_dataset(
     path = Path(source)
     manifest = _find_manifest(path)
     if manifest is not None:
-        rows = read_manifest(manifest, external_metadata_source, require_text=require_text)
+        rows = read_manifest(manifest, external_metadata_source, with_text=with_text)
         return rows.to_iterable_dataset() if streaming else rows
     if external_metadata_source is not None:
         raise ValueError(f"external_metadata_source goes with an AudioCraft manifest, and {source} is none")
@@ -69,7 +71,7 @@ def load_audio_text_dataset(
     rows = _load_rows(path if path.exists() else str(source), name, split, streaming, load_dataset_kwargs)
     if not streaming and len(rows) == 0:
         raise ValueError(f"the dataset {source} has no rows in split {split!r}")
-    return _select_columns(rows, audio_column, text_column, require_text, source)
+    return _select_columns(rows, audio_column, text_column, with_text, source)
 
 
 class UndecodedAudio(datasets.Audio):
@@ -89,7 +91,7 @@ def read_manifest(
     manifest: str | os.PathLike,
     external_metadata_source: str | os.PathLike | None = None,
     *,
-    require_text: bool = True,
+    with_text: bool = True,
 ) -> datasets.Dataset:
     """Read AudioCraft's manifest: one JSON object a line with the "path" of a sound file.
 
@@ -108,12 +110,11 @@ def read_manifest(
     paths = [_resolve(entry["path"], manifest.parent) for entry in _manifest_entries(manifest)]
     if not paths:
         raise ValueError(f"the manifest {manifest} is empty")
-    with ThreadPoolExecutor(max_workers=8) as pool:  # many small files, often on a network file system
-        texts = list(pool.map(lambda path: _read_description(path, external_metadata_source, require_text), paths))
-    rows = datasets.Dataset.from_dict(
-        {"audio": [str(path) for path in paths], "text": texts},
-        features=datasets.Features(audio=datasets.Value("string"), text=datasets.List(datasets.Value("string"))),
-    )
+    rows = datasets.Dataset.from_dict({"audio": [str(path) for path in paths]})
+    if with_text:
+        with ThreadPoolExecutor(max_workers=8) as pool:  # many small files, often on a network file system
+            texts = list(pool.map(lambda path: _audiocraft_texts(path, external_metadata_source), paths))
+        rows = rows.add_column("text", texts, feature=datasets.List(datasets.Value("string")))
     return rows.cast_column("audio", UndecodedAudio(decode=False))
 
 
@@ -149,24 +150,8 @@ def _resolve(path: str, folder: Path) -> Path:
     return beside if beside.is_file() else Path(path)
 
 
-def _read_description(path: Path, external: str | os.PathLike | None, require_text: bool) -> list[str]:
-    candidates = [path.with_suffix(".json")]
-    if external is not None:
-        candidates.append(Path(external) / candidates[0].name)
-    info_path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if info_path is None:
-        if not require_text:
-            return [""]
-        raise ValueError(f"no description for {path}: looked for {' and '.join(map(str, candidates))}")
-    try:
-        info = json.loads(info_path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{info_path}: not JSON ({error})") from error
-    if not isinstance(info, dict) or ("description" not in info and require_text):
-        raise ValueError(f'{info_path}: expected an object with a "description"')
-    description = info.get("description")
-    alternatives = description if isinstance(description, list) else [description]
-    texts = [text.strip().lower() for text in alternatives if isinstance(text, str) and text.strip()]
+def _audiocraft_texts(path: Path, external_metadata_source: str | os.PathLike | None) -> list[str]:
+    texts = [text.lower() for text in read_descriptions(path, external_metadata_source)]
     return [text for text in texts if text != "none"] or [""]
 
 
@@ -214,29 +199,36 @@ def _storing_audio_without_torchcodec():
         datasets.Audio.encode_example = original
 
 
-def _select_columns(rows, audio_column: str, text_column: str | None, require_text: bool, source):
+def _select_columns(rows, audio_column: str, text_column: str | None, with_text: bool, source):
     if rows.features is None:
         raise ValueError(
-            f"the stream of {source} does not tell its columns; convert it to parquet, or do not stream it"
+            f"the stream of {source} does not tell its columns: convert it to parquet, or do not stream it"
         )
-    columns = list(rows.features)
-    if audio_column not in columns:
-        raise ValueError(f"audio_column {audio_column!r} is not in the dataset {source}; it has {', '.join(columns)}")
-    candidates = TEXT_COLUMNS if text_column is None else (text_column,)
-    found = next((column for column in candidates if column in columns), None)
-    if found is None and (require_text or text_column is not None):
+    if audio_column not in rows.features:
         raise ValueError(
-            f"the dataset {source} has no description column {' or '.join(map(repr, candidates))}; "
-            f"it has {', '.join(columns)}: name one with text_column"
-        )
-    if found is not None and not _is_text(rows.features[found]):
-        raise ValueError(
-            f"text_column {found!r} of {source} must hold strings or lists of strings, got {rows.features[found]}"
+            f"the dataset {source} has no audio_column {audio_column!r}; it has {', '.join(rows.features)}"
         )
     rows = rows.cast_column(audio_column, UndecodedAudio(decode=False))  # first: a stream encodes at every later step
-    rows = rows.select_columns([column for column in (audio_column, found) if column is not None])
-    renamed = {old: new for old, new in ((audio_column, "audio"), (found, "text")) if old and old != new}
-    return rows.rename_columns(renamed) if renamed else rows
+    renamed = {audio_column: "audio"}
+    if with_text:
+        renamed[_find_text_column(rows.features, text_column, source)] = "text"
+    rows = rows.select_columns(list(renamed))
+    return rows.rename_columns({old: new for old, new in renamed.items() if old != new})
+
+
+def _find_text_column(features: datasets.Features, text_column: str | None, source) -> str:
+    candidates = TEXT_COLUMNS if text_column is None else (text_column,)
+    found = next((column for column in candidates if column in features), None)
+    if found is None:
+        raise ValueError(
+            f"the dataset {source} has no description column {' or '.join(map(repr, candidates))}; "
+            f"it has {', '.join(features)}: name one with text_column"
+        )
+    if not _is_text(features[found]):
+        raise ValueError(
+            f"text_column {found!r} of {source} must hold strings or lists of them, got {features[found]}"
+        )
+    return found
 
 
 def _is_text(feature) -> bool:
