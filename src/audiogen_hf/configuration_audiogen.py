@@ -195,8 +195,8 @@ class AudioGenConfig(PreTrainedConfig):
             raise ValueError(f"`segment_duration` must be positive, got {self.segment_duration} seconds.")
         if self.audio_encoder.codebook_size != self.decoder.vocab_size:
             raise ValueError(
-                f"The tokenizer has {self.audio_encoder.codebook_size} codes a codebook (`audio_encoder.codebook_size`)"
-                f" but the decoder {self.decoder.vocab_size} (`decoder.vocab_size`)."
+                f"The tokenizer has {self.audio_encoder.codebook_size} codes a codebook "
+                f"(`audio_encoder.codebook_size`) but the decoder {self.decoder.vocab_size} (`decoder.vocab_size`)."
             )
         codebooks_a_channel = self.decoder.num_codebooks // self.decoder.audio_channels
         if codebooks_a_channel > self.audio_encoder.num_quantizers:
