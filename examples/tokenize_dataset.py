@@ -25,7 +25,12 @@ class TokenizeArguments:
     model: str | None = field(
         default=None, metadata={"help": "AudioGen checkpoint (ours or AudioCraft's) whose tokenizer encodes."}
     )
-    codec: str | None = field(default=None, metadata={"help": "EnCodec checkpoint that encodes, instead of a model's."})
+    codec: str | None = field(
+        default=None, metadata={"help": "EnCodec checkpoint that encodes, instead of a model's."}
+    )
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "Text encoder for an AudioCraft checkpoint, in place of the one it names."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     split: str = field(default="train", metadata={"help": "Split to encode."})
     streaming: bool = field(default=False, metadata={"help": "Read the dataset without downloading it first."})
@@ -42,7 +47,9 @@ class TokenizeArguments:
     text_states: bool = field(default=False, metadata={"help": "Keep the states of the model's text encoder, too."})
     batch_size: int = field(default=16, metadata={"help": "Clips that a process encodes at once."})
     rows_per_shard: int = field(default=500, metadata={"help": "Rows of the dataset that make a shard."})
-    device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: the accelerator, if there is one."})
+    device: Literal["auto", "cpu"] = field(
+        default="auto", metadata={"help": "auto: the accelerator, if there is one."}
+    )
 
 
 def main(args: TokenizeArguments):
@@ -57,12 +64,12 @@ def main(args: TokenizeArguments):
     if args.codec is not None:
         codec = EncodecModel.from_pretrained(args.codec)
     else:
-        model = AudioGenForConditionalGeneration.from_pretrained(args.model)
+        model = AudioGenForConditionalGeneration.from_pretrained(args.model, text_encoder=args.text_encoder)
         codec = model.audio_encoder
         num_codebooks = num_codebooks or model.config.decoder.num_codebooks
         if args.text_states:
             text_encoder = model.text_encoder.to(state.device)
-            processor = AudioGenProcessor.from_pretrained(args.model)
+            processor = AudioGenProcessor.from_pretrained(args.model, text_encoder=args.text_encoder)
 
     rows = load_audio_text_dataset(
         args.dataset,

@@ -51,33 +51,25 @@ always the same; an unusable clip, and what is missing from the last batch, is a
 import importlib
 import importlib.util
 
-_HOME_OF = {
-    "ClipCollator": "loader",
-    "ClipDataset": "clips",
-    "ClipLoader": "loader",
-    "ClipReader": "clips",
-    "ClipStream": "clips",
-    "CodesReader": "token_cache",
-    "MixedClips": "mixing",
-    "MixedStream": "mixing",
-    "Mixing": "mixing",
-    "UnusableClipError": "clips",
-    "frame_mask": "loader",
-    "load_audio_text_dataset": "sources",
-    "load_token_cache": "token_cache",
-    "tokenizer_fingerprint": "token_cache",
-    "write_token_cache": "token_cache",
+_EXPORTS = {
+    "clips": ["ClipDataset", "ClipReader", "ClipStream", "UnusableClipError"],
+    "loader": ["ClipCollator", "ClipLoader", "frame_mask"],
+    "mixing": ["MixedClips", "MixedStream", "Mixing"],
+    "sources": ["load_audio_text_dataset"],
+    "token_cache": ["CodesReader", "load_token_cache", "tokenizer_fingerprint", "write_token_cache"],
 }
-__all__ = sorted(_HOME_OF)
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):
     """Import a public name on first use: the command line needs `manifest` without torch and datasets."""
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if importlib.util.find_spec("datasets") is None:
         raise ImportError(f"audiogen_hf.data.{name} needs the library `datasets`: pip install 'audiogen_hf[training]'")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__():

@@ -1,4 +1,4 @@
-"""From a folder of sound files to the file that lists them: AudioCraft's manifest or audiofolder's `metadata.jsonl`."""
+"""From a folder of sound files to the file that lists them: AudioCraft's manifest, or a `metadata.jsonl`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from .clips import MASKED_CLIP, MIXING, Clip, ClipDataset, ClipStream, random_stream
+from .clips import MASKED_CLIP, MIXING, Clip, ClipDataset, ClipReader, ClipStream, random_stream
 
 SOURCE_LEVEL_DB = -25.0  # RMS of either clip before the ratio is applied
 LEVELS_DB = (-35, -15)  # RMS of the mix: an integer from here, the end excluded
@@ -137,7 +137,7 @@ class MixedClips(torch.utils.data.Dataset):
     """
 
     def __init__(self, clips: ClipDataset, mixing: Mixing, batch_size: int):
-        _check_batch_size(batch_size)
+        _check(clips, batch_size)
         self.clips = clips
         self.mixing = mixing
         self.batch_size = batch_size
@@ -164,7 +164,7 @@ class MixedStream(torch.utils.data.IterableDataset):
     """
 
     def __init__(self, clips: ClipStream, mixing: Mixing, batch_size: int):
-        _check_batch_size(batch_size)
+        _check(clips, batch_size)
         self.clips = clips
         self.mixing = mixing
         self.batch_size = batch_size
@@ -188,6 +188,10 @@ class MixedStream(torch.utils.data.IterableDataset):
                 yield {**plan.apply(row, pool.__getitem__), "num_skipped": num_skipped if row == 0 else 0}
 
 
-def _check_batch_size(batch_size: int):
+def _check(clips: ClipDataset | ClipStream, batch_size: int):
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not isinstance(clips.reader, ClipReader):
+        raise ValueError(
+            f"mixing takes clips of sound, got clips of {type(clips.reader).__name__}: codes cannot be mixed"
+        )

@@ -123,7 +123,7 @@ def write_token_cache(
     if not 1 <= num_codebooks <= config.num_quantizers:
         raise ValueError(f"num_codebooks must be in [1, {config.num_quantizers}], got {num_codebooks}")
     if config.audio_channels != 1:
-        raise ValueError(f"codec must be mono, it takes {config.audio_channels} channels")
+        raise ValueError(f"codec must take 1 channel of sound, it takes {config.audio_channels}")
     if config.codebook_size > 2**16:
         raise ValueError(f"codes of {config.codebook_size} values do not fit 16 bits")
     state = PartialState()
@@ -289,10 +289,10 @@ class _Encoder:
     def codes(self, clips: list[Clip]) -> list[np.ndarray]:
         """(K, T) uint16 each, with the real frames alone."""
         batch = collate_audio(clips)
-        audio = batch["input_values"].to(self.codec.device)
-        bandwidth = self.codec.config.target_bandwidths[-1]
-        codes = self.codec.encode(audio, bandwidth=bandwidth).audio_codes[0]
-        codes = codes[:, : self.num_codebooks].cpu().numpy().astype(np.uint16)
+        # As the model encodes: the codec as one pass over the clip, neither normalised nor cut in chunks.
+        embeddings = self.codec.encoder(batch["input_values"].to(self.codec.device))
+        codes = self.codec.quantizer.encode(embeddings)[: self.num_codebooks]  # (K, B, T)
+        codes = codes.transpose(0, 1).cpu().numpy().astype(np.uint16)
         lengths = frame_mask(batch["padding_mask"], self.hop_length).sum(dim=1).tolist()
         return [each[:, :length] for each, length in zip(codes, lengths, strict=True)]
 
