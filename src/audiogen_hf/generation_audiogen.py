@@ -37,6 +37,8 @@ GENERATION_DEFAULTS = {
     "guidance_scale": 3.0,
     "extend_stride": 2.0,
 }
+# Greedy search with parameters of sampling is warned of by transformers; the model's own defaults shall not be.
+NEUTRAL_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 UNKNOWN = -1  # a cell of the pattern that is still to be generated
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -236,6 +238,10 @@ class AudioGenGenerationMixin(GenerationMixin):
             raise ValueError(
                 "Pass `audio_length_in_s` (seconds) or `max_new_tokens` (frames) in place of `max_length`."
             )
+        if kwargs.get("temperature") == 0:
+            kwargs.update(do_sample=False, temperature=1.0)
+        if kwargs.get("do_sample") is False:
+            kwargs = {**NEUTRAL_SAMPLING, **kwargs}
         generation_config, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
         self._validate_sampling(generation_config)
 
@@ -369,8 +375,6 @@ class AudioGenGenerationMixin(GenerationMixin):
             raise ValueError(f"`top_k` must be at least 0 (all codes), got {top_k}.")
         if temperature is not None and temperature < 0:
             raise ValueError(f"`temperature` must be at least 0 (greedy), got {temperature}.")
-        if temperature == 0:
-            generation_config.do_sample, generation_config.temperature = False, 1.0
         if top_p is not None and top_p < 1:
             generation_config.top_k = 0
         if not generation_config.do_sample and (generation_config.num_return_sequences or 1) > 1:
@@ -447,7 +451,9 @@ class AudioGenGenerationMixin(GenerationMixin):
         if padding_mask is None or bool(padding_mask.all()):
             return self.encode_audio(input_values)
         lengths = padding_mask.sum(dim=-1).tolist()
-        codes = [self.encode_audio(sound[None, :, :length])[0] for sound, length in zip(input_values, lengths)]
+        codes = [
+            self.encode_audio(sound[None, :, :length])[0] for sound, length in zip(input_values, lengths, strict=True)
+        ]
         longest = max(sound.shape[-1] for sound in codes)
         return torch.stack(
             [torch.nn.functional.pad(sound, (0, longest - sound.shape[-1]), value=UNKNOWN) for sound in codes]
@@ -620,7 +626,7 @@ def _pad_to_same_length(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """Zeros after the end of dimension 1 of the shorter ones."""
     length = max(tensor.shape[1] for tensor in tensors)
     padding = [(0, 0) * (tensor.ndim - 2) + (0, length - tensor.shape[1]) for tensor in tensors]
-    return [torch.nn.functional.pad(tensor, pad) for tensor, pad in zip(tensors, padding)]
+    return [torch.nn.functional.pad(tensor, pad) for tensor, pad in zip(tensors, padding, strict=True)]
 
 
 __all__ = ["AudioGenGenerateOutput", "AudioGenGenerationMixin", "default_generation_config"]

@@ -255,7 +255,7 @@ def _init_gaussian(weight: torch.Tensor, fan_in: int, depth: int | None = None):
 
 
 class AudioGenDecoder(AudioGenPreTrainedModel):
-    """The transformer over delayed columns: K embeddings summed, sinusoidal positions, pre-norm layers, a last norm."""
+    """The transformer over delayed columns: K embeddings summed, sinusoidal positions, pre-norm layers, a norm."""
 
     config: AudioGenDecoderConfig
     main_input_name = "input_ids"

@@ -75,8 +75,8 @@ class AudioGenProcessor(ProcessorMixin):
         """
         Args:
             text (`str` or `list[str]`): Descriptions. `None` and `""` describe nothing: the null prompt.
-            audio (`np.ndarray`, `torch.Tensor` or a list of them, *optional*): Sounds to continue, one a text, of shape
-                `(N,)` or `(channels, N)`; of any lengths, resampled and mixed down as the model needs.
+            audio (`np.ndarray`, `torch.Tensor` or a list of them, *optional*): Sounds to continue, one a text, of
+                shape `(N,)` or `(channels, N)`; of any lengths, resampled and mixed down as the model needs.
             sampling_rate (`int`, *optional*): Samples per second of `audio`; required with it.
             negative_text (`str` or `list[str]`, *optional*): What the sounds shall not be: one for all, or one a text.
             padding (`bool` or `str`, *optional*, defaults to `True`): As in tokenizers.
@@ -147,7 +147,8 @@ class AudioGenProcessor(ProcessorMixin):
             sound = np.atleast_2d(np.asarray(_to_numpy(sound), dtype=np.float32))
             if sound.ndim != 2 or sound.shape[-1] == 0:
                 raise ValueError(
-                    f"`audio` takes sounds of shape (N,) or (channels, N), not empty; number {index} has {sound.shape}."
+                    f"`audio` takes sounds of shape (N,) or (channels, N), not empty; "
+                    f"number {index} has {sound.shape}."
                 )
             if not np.isfinite(sound).all():
                 raise ValueError(f"`audio` takes finite samples; number {index} has NaN or infinity.")
