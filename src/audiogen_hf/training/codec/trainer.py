@@ -1,0 +1,439 @@
+"""The training loop of EnCodec tokenizers, and what a run keeps: checkpoints, averages, exported models."""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, reduce, set_seed
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
+
+from ...data import ClipCollator, ClipDataset, ClipLoader, ClipReader, frame_mask, load_audio_text_dataset
+from ..checkpointing import atomic_folder, find_checkpoint, rotate_checkpoints, write_checkpoint
+from ..ema import ExponentialMovingAverage
+from ..schedules import build_schedule
+from ..tracking import RunLog
+from .arguments import EncodecTrainingArguments
+from .balancer import LossBalancer
+from .discriminator import MultiScaleSTFTDiscriminator
+from .losses import (
+    MelDistance,
+    MultiScaleMelLoss,
+    discriminator_hinge_loss,
+    feature_matching_loss,
+    generator_hinge_loss,
+    si_snr,
+)
+from .quantization import QuantizerTrainer
+
+logger = logging.getLogger(__name__)
+
+LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold one
+KMEANS_VECTORS_PER_CODE = 4
+BEST_METRIC = "mel_distance"
+
+
+def encodec_config(args: EncodecTrainingArguments) -> EncodecConfig:
+    """The architecture of AudioGen's tokenizer: not causal, zero padding, identity shortcuts, no normalization."""
+    config = EncodecConfig(
+        sampling_rate=args.sampling_rate,
+        num_filters=args.num_filters,
+        hidden_size=args.hidden_size,
+        num_lstm_layers=args.num_lstm_layers,
+        upsampling_ratios=args.upsampling_ratios,
+        codebook_size=args.codebook_size,
+        normalize=False,
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+        pad_mode="constant",
+    )
+    # `EncodecConfig` tells the number of codebooks as a bandwidth, in kbit/s.
+    config.target_bandwidths = [args.num_codebooks * config.codebook_nbits * config.frame_rate / 1000]
+    assert config.num_quantizers == args.num_codebooks
+    return config
+
+
+class TrainingOutput(NamedTuple):
+    """
+    audio: (batch, 1, samples), the reconstruction.
+    commitment_loss: scalar.
+    codes: (batch, codebooks, frames).
+    residuals: (codebooks, batch * frames, dim), for the update of the codebooks.
+    """
+
+    audio: torch.Tensor
+    commitment_loss: torch.Tensor
+    codes: torch.Tensor
+    residuals: torch.Tensor
+
+
+class EncodecForTraining(nn.Module):
+    """`EncodecModel` with the forward pass of training, where gradients pass through the quantizer."""
+
+    def __init__(self, model: EncodecModel, quantizer: QuantizerTrainer):
+        super().__init__()
+        self.model = model
+        self.quantizer = quantizer
+
+    def forward(self, audio: torch.Tensor) -> TrainingOutput:
+        quantized, residuals = self.quantizer.quantize(self.model.encoder(audio))
+        # The last frame may reach beyond the end of the sound.
+        reconstruction = self.model.decoder(quantized.quantized)[..., : audio.shape[-1]]
+        return TrainingOutput(reconstruction, quantized.commitment_loss, quantized.codes, residuals)
+
+
+class EncodecTrainer:
+    """Trains an `EncodecModel` (Défossez et al. 2022, arXiv 2210.13438; settings of AudioCraft).
+
+    A step trains the discriminator on the present reconstruction, then the model on L1, mel, adversarial and feature
+    matching losses, balanced by the gradient they send into the waveform, plus the commitment loss; then the codebooks
+    and the averaged weights follow. Everything is float32.
+
+    A run with several processes gives what one process gives with the whole batch.
+
+    Args:
+        args: the options.
+
+    Raises:
+        ValueError: the options, the data or the model to continue from do not fit; the message names which.
+    """
+
+    def __init__(self, args: EncodecTrainingArguments):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            step_scheduler_with_optimizer=False,
+            log_with=args.report_to or None,
+            project_dir=args.output_dir,
+        )
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("the codec trains with data parallelism alone; use an accelerate config without sharding")
+        self.device = self.accelerator.device
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            options = yaml.safe_dump(dataclasses.asdict(args), sort_keys=False)
+            (self.output_dir / "arguments.yaml").write_text(options, encoding="utf-8")
+        set_seed(args.seed)
+
+        self.codec = self._build_codec()
+        self.sampling_rate = self.codec.config.sampling_rate
+        self.train_loader = self._build_train_loader()
+        self.validation_loader = self._build_validation_loader() if args.validation_data else None
+
+        self.quantizer = QuantizerTrainer(
+            self.codec.quantizer, args.codebook_decay, args.dead_code_ratio, seed=args.seed
+        )
+        self.model, self.optimizer, self.schedule = self._prepare(EncodecForTraining(self.codec, self.quantizer))
+        self.discriminator = None
+        if args.discriminator:
+            self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = self._prepare(
+                MultiScaleSTFTDiscriminator(args.discriminator_filters)
+            )
+        self.mel_loss = MultiScaleMelLoss(self.sampling_rate).to(self.device)
+        self.mel_distance = MelDistance(self.sampling_rate).to(self.device)
+        weights = {
+            "adversarial": args.adversarial_weight,
+            "feature": args.feature_weight,
+            "l1": args.l1_weight,
+            "mel": args.mel_weight,
+        }
+        self.balancer = LossBalancer(weights, args.balancer_decay)
+        self.ema = ExponentialMovingAverage(self.codec, args.ema_decay)
+        self.step = 0
+        self.best = float("inf")
+        self._resume()
+
+    # ---------------------------------------------------------------------------------------------- setting up
+
+    def _build_codec(self) -> EncodecModel:
+        if self.args.model_name_or_path is None:
+            return EncodecModel(encodec_config(self.args))
+        try:
+            codec = EncodecModel.from_pretrained(self.args.model_name_or_path)
+        except OSError as error:
+            raise ValueError(f"model_name_or_path: {error}") from error
+        config = codec.config
+        if config.normalize or config.chunk_length_s is not None or config.audio_channels != 1:
+            raise ValueError(
+                "model_name_or_path: takes a model of mono sound without chunks and without normalization"
+            )
+        if any(layer.codebook.cluster_size.sum() == 0 for layer in codec.quantizer.layers):
+            raise ValueError("model_name_or_path: its codebooks have no cluster sizes, they cannot be trained further")
+        return codec
+
+    def _build_train_loader(self) -> ClipLoader:
+        args = self.args
+        self._check_duration("segment_duration", args.segment_duration)
+        rows = load_audio_text_dataset(args.train_data, split=args.train_split, with_text=False)
+        reader = ClipReader(self.sampling_rate, args.segment_duration, args.min_segment_ratio)
+        return ClipLoader(
+            ClipDataset(rows, reader, seed=args.seed),
+            ClipCollator(),
+            args.batch_size,
+            num_workers=args.num_workers,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+        )
+
+    def _build_validation_loader(self) -> ClipLoader:
+        args = self.args
+        self._check_duration("validation_segment_duration", args.validation_segment_duration)
+        rows = load_audio_text_dataset(args.validation_data, split=args.validation_split, with_text=False)
+        reader = ClipReader(self.sampling_rate, args.validation_segment_duration, args.min_segment_ratio)
+        return ClipLoader.evaluation(
+            ClipDataset(rows, reader, seed=args.seed, shuffle=False),
+            ClipCollator(),
+            args.batch_size,
+            num_workers=args.num_workers,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+        )
+
+    def _check_duration(self, name: str, duration: float) -> None:
+        if duration * self.sampling_rate < LONGEST_WINDOW:
+            shortest = LONGEST_WINDOW / self.sampling_rate
+            raise ValueError(f"{name}: got {duration}, takes at least {shortest} s, the longest window of the losses")
+
+    def _prepare(self, module: nn.Module):
+        """The module on its device (and in DDP), its Adam, and the schedule of its learning rate."""
+        args = self.args
+        betas = (args.adam_beta1, args.adam_beta2)
+        optimizer = torch.optim.Adam(module.parameters(), lr=args.learning_rate, betas=betas)
+        schedule = build_schedule(optimizer, args.lr_schedule, args.warmup_steps, args.max_steps)
+        return self.accelerator.prepare(module, optimizer, schedule)
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def train(self) -> None:
+        """Train up to `max_steps`, log, validate and save on the way."""
+        args = self.args
+        log = RunLog(self.accelerator, self.output_dir, "encodec", dataclasses.asdict(args))
+        if self.step == 0 and args.model_name_or_path is None:
+            self.initialize_codebooks()
+        self.model.train()
+        window = _Window(self.codec.config, self.device)
+        for batch in self.train_loader if self.step < args.max_steps else ():
+            window.add(*self.training_step(batch["input_values"].to(self.device, non_blocking=True)))
+            if self.step % args.logging_steps == 0:
+                figures = window.close(clips_per_step=args.batch_size)
+                figures["skipped_clips"] = self.train_loader.num_skipped
+                log.write(self.step, {f"train/{name}": value for name, value in figures.items()})
+            if self.step % args.save_steps == 0 or self.step == args.max_steps:
+                metrics = self.validate() if self.validation_loader is not None else {}
+                if metrics:
+                    log.write(self.step, {f"validation/{name}": value for name, value in metrics.items()})
+                self.save(metrics)
+                window = _Window(self.codec.config, self.device)
+            if self.step == args.max_steps:
+                break
+        log.close()
+
+    @torch.no_grad()
+    def initialize_codebooks(self) -> None:
+        """Start the codebooks by k-means on what the encoder makes of the first batches; training sees those again."""
+        place = self.train_loader.state_dict()
+        wanted = KMEANS_VECTORS_PER_CODE * self.codec.config.codebook_size
+        vectors = []
+        for batch in self.train_loader:
+            hidden_states = self.codec.encoder(batch["input_values"].to(self.device))
+            vectors.append(hidden_states.transpose(1, 2).flatten(0, 1))
+            per_update = len(vectors[0]) * self.accelerator.num_processes
+            if per_update * len(vectors) >= wanted:
+                break
+        self.train_loader.load_state_dict(place)
+        self.quantizer.initialize_codebooks(torch.cat(vectors), per_update, self.args.kmeans_iterations)
+
+    def training_step(self, audio: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """One update of discriminator, model, codebooks and averages.
+
+        Args:
+            audio: (batch, 1, samples) of this process.
+
+        Returns:
+            losses by name, detached, and the codes chosen, (batch, codebooks, frames).
+        """
+        output = self.model(audio)
+        losses = {"l1": F.l1_loss(output.audio, audio), "mel": self.mel_loss(output.audio, audio)}
+        figures = {"commitment": output.commitment_loss}
+        if self.discriminator is not None and self.step >= self.args.discriminator_start_step:
+            figures["discriminator"] = self._train_discriminator(audio, output.audio.detach())
+            losses = self._adversarial_losses(audio, output.audio) | losses
+
+        gradient = self.balancer.gradient(losses, output.audio)
+        # Balanced gradients add up over clips, and DDP takes the mean over processes: undo its division.
+        gradient *= self.accelerator.num_processes
+        commitment_gradient = torch.full_like(output.commitment_loss, self.args.commitment_weight)
+        # One pass through the model for both, as DDP needs it.
+        torch.autograd.backward([output.audio, output.commitment_loss], [gradient, commitment_gradient])
+        self._take_step(self.optimizer, self.schedule)
+
+        self.step += 1
+        self.quantizer.update_codebooks(output.codes, output.residuals, self.step)
+        self.ema.update(self.codec)
+        return {name: loss.detach() for name, loss in (losses | figures).items()}, output.codes
+
+    def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        logits, _ = self.discriminator(torch.cat([real, fake]))
+        real_logits, fake_logits = zip(*(scale.chunk(2) for scale in logits), strict=True)
+        loss = discriminator_hinge_loss(real_logits, fake_logits)
+        self.accelerator.backward(loss)
+        self._take_step(self.discriminator_optimizer, self.discriminator_schedule)
+        return loss
+
+    def _adversarial_losses(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Outside of DDP: these gradients go to the waveform, none to the discriminator.
+        discriminator = self.accelerator.unwrap_model(self.discriminator)
+        with torch.no_grad():
+            _, real_features = discriminator(real)
+        fake_logits, fake_features = discriminator(fake)
+        return {
+            "adversarial": generator_hinge_loss(fake_logits),
+            "feature": feature_matching_loss(real_features, fake_features),
+        }
+
+    @staticmethod
+    def _take_step(optimizer, schedule) -> None:
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+    # ---------------------------------------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Reconstruct the validation clips with the averaged weights, through the stock `encode` and `decode`.
+
+        Returns:
+            `si_snr` in dB, the mean over clips; `mel_distance`, the mean over time; `codebook_use`, the share of codes
+            that occur; `codebook_perplexity`, the exponential of the entropy of their frequencies; the last two are
+            means over codebooks.
+        """
+        config = self.codec.config
+        self.codec.eval()
+        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(config.num_quantizers, config.codebook_size, dtype=torch.int64, device=self.device)
+        with self.ema.applied_to(self.codec):
+            for batch in self.validation_loader:
+                audio, mask = batch["input_values"].to(self.device), batch["padding_mask"].to(self.device)
+                encoded = self.codec.encode(audio, bandwidth=config.target_bandwidths[-1])
+                decoded = self.codec.decode(encoded.audio_codes, encoded.audio_scales).audio_values
+                estimate = decoded[..., : audio.shape[-1]] * mask[:, None]
+                is_real = mask.any(dim=1)
+                # Padding is silent in both and adds no distance, so a sum over all time belongs to the real samples.
+                distance = self.mel_distance(estimate, audio) * audio.shape[-1]
+                totals += torch.stack(
+                    [(si_snr(estimate, audio) * is_real).sum(), is_real.sum(), distance.sum(), mask.sum()]
+                )
+                frames = frame_mask(mask, config.hop_length)
+                counts += count_codes(encoded.audio_codes[0], config.codebook_size, frames)
+        self.codec.train()
+        si_snr_sum, clips, distance_sum, samples = reduce(totals, reduction="sum").tolist()
+        use, perplexity = codebook_statistics(reduce(counts, reduction="sum"))
+        return {
+            "si_snr": si_snr_sum / clips,
+            "mel_distance": distance_sum / samples,
+            "codebook_use": use,
+            "codebook_perplexity": perplexity,
+        }
+
+    # ------------------------------------------------------------------------------------ checkpoints and models
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint, export the averaged model as `last` (and `best`), remove old checkpoints."""
+        improved = metrics.get(BEST_METRIC, float("inf")) < self.best
+        if improved:
+            self.best = metrics[BEST_METRIC]
+        state = {
+            "balancer": self.balancer.state_dict(),
+            "train_loader": self.train_loader.state_dict(),
+            "best": self.best if metrics else None,
+        }
+        with write_checkpoint(self.output_dir, self.step, metrics, state) as folder:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                save_file(self.ema.state_dict(), folder / "ema.safetensors")
+        with self.ema.applied_to(self.codec):
+            self._export("last")
+            if improved:
+                self._export("best")
+        if self.accelerator.is_main_process:
+            rotate_checkpoints(self.output_dir, self.args.save_total_limit, BEST_METRIC)
+        self.accelerator.wait_for_everyone()
+
+    def _export(self, name: str) -> None:
+        with atomic_folder(self.output_dir / name) as folder:
+            if self.accelerator.is_main_process:
+                self.codec.save_pretrained(folder)
+                EncodecFeatureExtractor(sampling_rate=self.sampling_rate).save_pretrained(folder)
+
+    def _resume(self) -> None:
+        if self.args.resume_from_checkpoint is None:
+            return
+        checkpoint = find_checkpoint(self.args.resume_from_checkpoint, self.output_dir)
+        if checkpoint is None:
+            logger.info("No checkpoint in %s yet: starting from the beginning", self.output_dir)
+            return
+        self.accelerator.load_state(str(checkpoint.path))
+        self.ema.load_state_dict(load_file(checkpoint.path / "ema.safetensors", device=str(self.device)))
+        self.balancer.load_state_dict(checkpoint.state["balancer"], self.device)
+        self.train_loader.load_state_dict(checkpoint.state["train_loader"])
+        if checkpoint.state["best"] is not None:
+            self.best = checkpoint.state["best"]
+        self.step = checkpoint.step
+        logger.info("Resumed from %s", checkpoint.path)
+
+
+def count_codes(codes: torch.Tensor, codebook_size: int, frames: torch.Tensor | None = None) -> torch.Tensor:
+    """How often each code occurs: (batch, codebooks, frames) -> (codebooks, codebook_size) int64.
+
+    Args:
+        frames: (batch, frames) bool, the frames that count; default all.
+    """
+    if frames is None:
+        frames = torch.ones_like(codes[:, 0], dtype=torch.bool)
+    return torch.stack([torch.bincount(k[frames], minlength=codebook_size) for k in codes.unbind(1)])
+
+
+def codebook_statistics(counts: torch.Tensor) -> tuple[float, float]:
+    """Share of codes that occur, and perplexity of their frequencies, for (codebooks, codes); means over codebooks."""
+    use = (counts > 0).double().mean().item()
+    entropy = torch.distributions.Categorical(probs=counts.double().clamp_min(1e-12)).entropy()
+    return use, entropy.exp().mean().item()
+
+
+class _Window:
+    """Means of the losses, use of the codes and speed, since the last line of the log."""
+
+    def __init__(self, config: EncodecConfig, device: torch.device):
+        self.codebook_size = config.codebook_size
+        self.counts = torch.zeros(config.num_quantizers, config.codebook_size, dtype=torch.int64, device=device)
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.num_steps = 0
+        self.counts.zero_()
+        self.start = time.perf_counter()
+
+    def add(self, losses: dict[str, torch.Tensor], codes: torch.Tensor) -> None:
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + loss
+        self.counts += count_codes(codes, self.codebook_size)
+        self.num_steps += 1
+
+    def close(self, clips_per_step: int) -> dict[str, float]:
+        """The figures, over all processes; the window starts anew."""
+        figures = {name: (reduce(total, "mean") / self.num_steps).item() for name, total in self.sums.items()}
+        use, perplexity = codebook_statistics(reduce(self.counts, reduction="sum"))
+        figures |= {"codebook_use": use, "codebook_perplexity": perplexity}
+        figures["clips_per_second"] = self.num_steps * clips_per_step / (time.perf_counter() - self.start)
+        self._restart()
+        return figures
