@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -64,6 +65,8 @@ class ClipReader:
             raise ValueError(f"sampling_rate must be positive, got {self.sampling_rate}")
         if self.segment_duration is not None and self.segment_duration <= 0:
             raise ValueError(f"segment_duration must be positive or None, got {self.segment_duration}")
+        if self.num_samples == 0:
+            raise ValueError(f"segment_duration {self.segment_duration} is less than a sample")
         if not 0 < self.min_segment_ratio <= 1:
             raise ValueError(f"min_segment_ratio must be in (0, 1], got {self.min_segment_ratio}")
 
@@ -263,7 +266,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.rows.set_epoch(epoch)
         with ThreadPoolExecutor(self.num_threads) as pool:
             ahead: deque = deque()
-            for position, row in enumerate(self.rows.skip(first) if first else self.rows, start=first):
+            for position, row in islice(enumerate(self.rows), first, None):
                 ahead.append((position, pool.submit(self._read, row, epoch, position)))
                 if len(ahead) > 4 * self.num_threads:
                     position, future = ahead.popleft()

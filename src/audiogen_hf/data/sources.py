@@ -19,7 +19,7 @@ from .manifest import read_descriptions
 
 TEXT_COLUMNS = ("text", "caption", "description", "captions", "descriptions")
 MANIFEST_NAMES = ("data.jsonl", "data.jsonl.gz")
-NOT_A_DATASET = (FileNotFoundError, DatasetNotFoundError, EmptyDatasetError)
+NOT_A_DATASET = (FileNotFoundError, ConnectionError, DatasetNotFoundError, EmptyDatasetError)
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -183,8 +183,10 @@ def _load_rows(source: Path | str, name: str | None, split: str, streaming: bool
             return datasets.load_dataset(name=name, split=split, streaming=streaming, **arguments, **kwargs)
     except NOT_A_DATASET as error:
         raise ValueError(
-            f"source {source} is neither a folder, a manifest nor a Hub dataset with sound files: {error}"
+            f"source {source} is neither a folder or manifest with sound nor a Hub dataset that can be reached: {error}"
         ) from error
+    except ValueError as error:  # no such split, an empty file
+        raise ValueError(f"cannot load split {split!r} of {source}: {error}") from error
 
 
 @contextlib.contextmanager
