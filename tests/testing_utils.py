@@ -1,0 +1,190 @@
+"""Helpers of the tests: the tiny checkpoint and variants of it, models of other shapes, a naive decoding loop."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CHECKPOINT = FIXTURES / "audiocraft-tiny"
+TEXT_ENCODER = CHECKPOINT / "t5"
+LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
+
+# The texts of fixtures/reference.safetensors.
+PROMPTS = [
+    "A dog barking in the distance.",
+    "rain",
+    "A loud siren wailing on a gravel road, followed by silence while people talk near a busy street.",
+]
+
+
+def load_model(checkpoint: str | os.PathLike = CHECKPOINT, **kwargs):
+    """A model of an AudioCraft checkpoint with the tiny text encoder."""
+    from audiogen_hf import AudioGenForConditionalGeneration
+
+    kwargs.setdefault("text_encoder", TEXT_ENCODER)
+    return AudioGenForConditionalGeneration.from_pretrained(checkpoint, **kwargs).eval()
+
+
+def generate_codes(model, inputs, **kwargs) -> torch.LongTensor:
+    """Codes of `generate`, greedy with guidance 3 unless `kwargs` says otherwise."""
+    kwargs = {"do_sample": False, "guidance_scale": 3.0, "return_dict_in_generate": True, **kwargs}
+    return model.generate(**inputs, **kwargs).audio_codes
+
+
+def tiny_config(**kwargs):
+    """A small configuration: 32 codes a codebook, 2 layers of width 16, 50 frames a second, windows of 1 s.
+
+    `decoder`, `text_encoder` and `audio_encoder` update those of the small configuration; others are of the whole.
+    """
+    from audiogen_hf import AudioGenConfig
+
+    decoder = {
+        "vocab_size": 32,
+        "num_codebooks": 4,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        **kwargs.pop("decoder", {}),
+    }
+    text_encoder = {
+        "model_type": "t5",
+        "vocab_size": 1100,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+        **kwargs.pop("text_encoder", {}),
+    }
+    bits = (decoder["vocab_size"] - 1).bit_length()
+    codebooks_a_channel = decoder["num_codebooks"] // decoder.get("audio_channels", 1)
+    audio_encoder = {
+        "model_type": "encodec",
+        "sampling_rate": 16_000,
+        "upsampling_ratios": [8, 5, 4, 2],
+        "num_filters": 2,
+        "hidden_size": 8,
+        "codebook_size": decoder["vocab_size"],
+        "codebook_dim": 8,
+        "num_lstm_layers": 1,
+        "target_bandwidths": [codebooks_a_channel * 50 * bits / 1000 + 1e-6],
+        "pad_mode": "constant",
+        "use_causal_conv": False,
+        "use_conv_shortcut": False,
+        "normalize": False,
+        **kwargs.pop("audio_encoder", {}),
+    }
+    kwargs = {"segment_duration": 1.0, **kwargs}
+    return AudioGenConfig(decoder=decoder, text_encoder=text_encoder, audio_encoder=audio_encoder, **kwargs)
+
+
+def tiny_model(seed: int = 0, **kwargs):
+    """A model of `tiny_config(**kwargs)` in which every parameter matters: none is left at zero or one."""
+    from audiogen_hf import AudioGenForConditionalGeneration
+
+    attn_implementation = kwargs.pop("attn_implementation", None)
+    torch.manual_seed(seed)
+    config = tiny_config(**kwargs)
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    model = AudioGenForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        # Random weights of this size agree on a few codes: sharper heads make every step depend on what it reads.
+        model.lm_head.weight.mul_(3)
+        for layer in model.audio_encoder.quantizer.layers:
+            layer.codebook.embed.normal_()
+    return model
+
+
+@torch.no_grad()
+def naive_generate(
+    model,
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor,
+    num_frames: int,
+    guidance_scale: float = 1.0,
+    negative: tuple[torch.LongTensor, torch.Tensor] | None = None,
+    prompt_codes: torch.LongTensor | None = None,
+    choose: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits.argmax(dim=-1),
+) -> torch.LongTensor:
+    """The obvious loop that generation must equal, for one text: no cache, no batch, the delay cell by cell.
+
+    `choose` turns the guided logits of a step, `(K, V)`, into codes `(K,)`.
+    """
+    decoder = model.config.decoder
+    num_codebooks, delays = decoder.num_codebooks, decoder.codebook_delays
+    codes = torch.full((num_codebooks, num_frames), -1)
+    if prompt_codes is not None:
+        codes[:, : prompt_codes.shape[-1]] = prompt_codes
+    known = codes != -1
+
+    def column(step: int) -> list[int]:
+        frames = [step - 1 - delay for delay in delays]
+        return [
+            int(codes[k, frame]) if 0 <= frame < num_frames else decoder.vocab_size for k, frame in enumerate(frames)
+        ]
+
+    def scores(ids: torch.LongTensor, mask: torch.Tensor, columns: torch.LongTensor) -> torch.Tensor:
+        return model(input_ids=ids, attention_mask=mask, decoder_input_ids=columns).logits[:, -1]
+
+    columns = torch.tensor([[column(0)]])
+    for step in range(1, 1 + num_frames + max(delays)):
+        cells = [(k, step - 1 - delay) for k, delay in enumerate(delays) if 0 <= step - 1 - delay < num_frames]
+        if any(not known[cell] for cell in cells):
+            logits = scores(input_ids, attention_mask, columns)
+            if guidance_scale != 1:
+                other = negative or (input_ids, torch.zeros_like(attention_mask))
+                unconditional = scores(*other, columns)
+                logits = unconditional + (logits - unconditional) * guidance_scale
+            chosen = choose(logits)
+            for cell in cells:
+                if not known[cell]:
+                    codes[cell] = chosen[cell[0]]
+        columns = torch.cat([columns, torch.tensor([[column(step)]])], dim=1)
+    return codes
+
+
+def rewrite_checkpoint(
+    folder: Path,
+    lm: Callable[[dict, dict], None] | None = None,
+    codec: Callable[[dict, dict], None] | None = None,
+    source: Path = CHECKPOINT,
+) -> Path:
+    """A copy of an AudioCraft checkpoint, changed by functions of `(state, xp)`, which edit both in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for filename, change in ((LM_FILE, lm), (CODEC_FILE, codec)):
+        package = torch.load(source / filename, weights_only=True)
+        if change is not None:
+            xp = yaml.safe_load(package["xp.cfg"])
+            change(package["best_state"], xp)
+            package["xp.cfg"] = yaml.safe_dump(xp, sort_keys=False)
+        torch.save(package, folder / filename)
+    return folder
+
+
+def run_python(code: str, *args: str, check: bool = True, env: dict[str, str] | None = None, flags: tuple = ()):
+    """Runs `code` in a fresh interpreter, in which `testing_utils` can be imported."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = subprocess.run(
+        [sys.executable, *flags, "-c", code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert not check or result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def json_of(result: subprocess.CompletedProcess):
+    """What a process of `run_python` printed as its last line."""
+    return json.loads(result.stdout.splitlines()[-1])
