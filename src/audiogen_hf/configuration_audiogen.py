@@ -136,6 +136,8 @@ class AudioGenConfig(PreTrainedConfig):
             Whether cross-attention sees the padding of shorter prompts, as zeros, as AudioCraft does. Then a sound
             depends on the other prompts in its batch; by default it does not. Prompts of equal length, and single
             prompts, give the same result either way.
+        base_model (`str`, *optional*): Hub id of the weights that these were converted from or trained from.
+        license (`str`, *optional*): Id of the licence of the weights, for the model card.
 
     ```python
     >>> from audiogen_hf import AudioGenConfig
@@ -173,6 +175,8 @@ class AudioGenConfig(PreTrainedConfig):
     decoder: dict | PreTrainedConfig | None = None
     segment_duration: float | int = 10.0
     attend_to_text_padding: bool = False
+    base_model: str | None = None
+    license: str | None = None
     is_encoder_decoder: bool = True
 
     @property
@@ -206,7 +210,7 @@ class AudioGenConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *, text_encoder=None, **kwargs):
         """Reads the configuration of a Hub repository or folder, in this library's layout or AudioCraft's.
 
         Args:
@@ -215,11 +219,14 @@ class AudioGenConfig(PreTrainedConfig):
                 encoder which the checkpoint names.
             kwargs: As in `PreTrainedConfig.from_pretrained`; unknown ones set attributes.
         """
-        from .convert_audiocraft import is_audiocraft_checkpoint, read_audiocraft_config
+        from .convert_audiocraft import HUB_OPTIONS, is_audiocraft_checkpoint, read_audiocraft_config
 
         if is_audiocraft_checkpoint(pretrained_model_name_or_path, **kwargs):
-            config_dict = read_audiocraft_config(pretrained_model_name_or_path, **kwargs).to_dict()
-            return cls.from_dict(config_dict, **kwargs)
+            hub_kwargs = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+            config = read_audiocraft_config(pretrained_model_name_or_path, text_encoder=text_encoder, **hub_kwargs)
+            return cls.from_dict(config.to_dict(), **kwargs)
+        if text_encoder is not None:
+            kwargs["text_encoder"] = text_encoder
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 

@@ -20,6 +20,8 @@ LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 # Raised whenever conversion writes something else, so that caches of earlier versions are not read.
 CONVERSION = 1
+# Arguments of `from_pretrained` that say how to reach the Hub.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "proxies", "force_download")
 SHARD_SIZE = 1_000_000_000  # bytes; what conversion holds in memory besides the checkpoint's own mapped pages
 
 # What this library's decoder is; an AudioCraft model that differs in one of these is another architecture.
@@ -96,8 +98,7 @@ def is_audiocraft_checkpoint(name_or_path: str | os.PathLike, **hub_kwargs) -> b
 
     Args:
         name_or_path (`str` or `os.PathLike`): A folder or Hub id.
-        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `proxies`, `force_download`; others are
-            ignored.
+        hub_kwargs: Those of `HUB_OPTIONS`; others are ignored.
     """
     if os.path.isdir(name_or_path):
         return not _has_file(name_or_path, "config.json") and _has_file(name_or_path, LM_FILE)
@@ -116,14 +117,13 @@ def _fetch(name_or_path, filename: str, missing_ok: bool = False, **hub_kwargs) 
     """The local path of a file of a folder or Hub repository."""
     from transformers.utils import cached_file
 
-    options = ("revision", "token", "cache_dir", "local_files_only", "proxies", "force_download")
     return cached_file(
         str(name_or_path),
         filename,
         _raise_exceptions_for_missing_entries=not missing_ok,
         _raise_exceptions_for_connection_errors=not missing_ok,
         _raise_exceptions_for_gated_repo=not missing_ok,
-        **{name: hub_kwargs[name] for name in options if hub_kwargs.get(name) is not None},
+        **{name: hub_kwargs[name] for name in HUB_OPTIONS if hub_kwargs.get(name) is not None},
     )
 
 
@@ -373,8 +373,11 @@ class AudioCraftCheckpoint:
 
     def _text_encoder_hub_kwargs(self) -> dict:
         """A revision is one of the checkpoint's repository, not of the text encoder's."""
-        names = ("token", "cache_dir", "local_files_only", "proxies", "force_download")
-        return {name: self.hub_kwargs[name] for name in names if self.hub_kwargs.get(name) is not None}
+        return {
+            name: value
+            for name, value in self.hub_kwargs.items()
+            if name in HUB_OPTIONS and name != "revision" and value is not None
+        }
 
     def _no_text_encoder(self, error: Exception) -> str:
         return (
@@ -385,13 +388,19 @@ class AudioCraftCheckpoint:
     def config(self):
         """The [`AudioGenConfig`] of the checkpoint."""
         from .configuration_audiogen import AudioGenConfig
+        from .model_card import CARD_FILE, provenance
 
         codec_arguments, _ = self.read_codec()
+        base_model, license = provenance(
+            self.name_or_path, _fetch(self.name_or_path, CARD_FILE, missing_ok=True, **self.hub_kwargs)
+        )
         return AudioGenConfig(
             text_encoder=self.text_encoder_config().to_dict(),
             audio_encoder=codec_arguments,
             decoder=_decoder_config(self.xp),
             segment_duration=_require(self.xp, "dataset.segment_duration"),
+            base_model=base_model,
+            license=license,
             dtype="float32",
         )
 
@@ -613,7 +622,7 @@ def convert_checkpoint(checkpoint: AudioCraftCheckpoint, folder: str | os.PathLi
         _save_sharded(state, temporary)
         default_generation_config(config).save_pretrained(temporary)
         AudioGenProcessor.from_config(config, checkpoint.load_tokenizer()).save_pretrained(temporary)
-        write_model_card(temporary, config, base_model=str(checkpoint.name_or_path))
+        write_model_card(temporary, config)
         config.save_pretrained(temporary)
         temporary.chmod(0o755)
         if folder.exists():
@@ -661,6 +670,8 @@ def export_audiocraft(model, folder: str | os.PathLike, text_encoder: str | None
     """
     import torch
 
+    from .model_card import write_model_card
+
     config = model.config
     decoder = config.decoder
     text_encoder = text_encoder or _t5_name(config.text_encoder)
@@ -690,6 +701,7 @@ def export_audiocraft(model, folder: str | os.PathLike, text_encoder: str | None
             temporary.replace(folder / filename)
         finally:
             temporary.unlink(missing_ok=True)
+    write_model_card(folder, config, library_name="audiocraft")
     return folder
 
 
