@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_audiogen import AudioGenConfig, AudioGenDecoderConfig
 from .delay_pattern import apply_delay_pattern
 from .generation_audiogen import AudioGenGenerationMixin
+from .model_card import write_model_card, write_model_card_for_upload
 
 IGNORE_INDEX = -100
 
@@ -535,6 +536,17 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
                 f"{pretrained_model_name_or_path!r} is not in AudioCraft's layout and carries its own."
             )
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+        """Saves the model as `PreTrainedModel.save_pretrained` does, and a model card where there is no README yet."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            write_model_card(save_directory, self.config)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, token=None, **kwargs):
+        # `push_to_hub` and `save_pretrained(push_to_hub=True)` both end here, with a blank card of transformers.
+        write_model_card_for_upload(working_dir, self.config, repo_id, token=token)
+        return super()._upload_modified_files(working_dir, repo_id, *args, token=token, **kwargs)
 
 
 __all__ = ["AudioGenDecoder", "AudioGenForConditionalGeneration", "AudioGenOutput", "AudioGenPreTrainedModel"]
