@@ -42,7 +42,7 @@ def datasets_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Eight sounds of 1 to 2.4 seconds, number i a tone of 200 (i + 1) Hz described as "tone i", and their metadata."""
+    """Eight sounds of 1 to 2.4 seconds, number i a tone of 200 (i + 1) Hz described as "tone i"."""
     path = tmp_path / "sounds"
     for i in range(8):
         write_sound(path / f"{i}.wav", tone(1.0 + 0.2 * i, 200.0 * (i + 1)))

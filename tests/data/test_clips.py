@@ -1,3 +1,5 @@
+import contextlib
+
 import datasets
 import numpy as np
 import pytest
@@ -121,10 +123,8 @@ def test_a_truncated_file_gives_what_is_left_of_it_or_is_unusable(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     reader = ClipReader(RATE, 1.0)
     for seed in range(10):
-        try:
+        with contextlib.suppress(UnusableClipError):
             assert read(reader, path, seed)["length"] > 0
-        except UnusableClipError:
-            pass
 
 
 def test_an_epoch_holds_every_clip_once_in_an_order_of_its_own(folder):

@@ -119,6 +119,8 @@ def test_without_text_sounds_alone_are_enough(folder):
     (folder / "metadata.jsonl").unlink()
     rows = load_audio_text_dataset(folder, with_text=False)
     assert rows.column_names == ["audio"] and len(rows) == 8
+    write_descriptions(folder)  # files of another kind are no hindrance
+    assert len(load_audio_text_dataset(folder, with_text=False)) == 8
     manifest = write_manifest_of(folder, folder / "data.jsonl")
     assert load_audio_text_dataset(manifest, with_text=False).column_names == ["audio"]
 

@@ -117,6 +117,8 @@ class ClipLoader:
             raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {num_processes} processes")
         if not 0 <= process_index < num_processes:
             raise ValueError(f"process_index must be in [0, {num_processes}), got {process_index}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
         if num_batches is not None and num_batches < 1:
             raise ValueError(f"num_batches must be at least 1 or None, got {num_batches}")
         self.clips = clips

@@ -15,7 +15,7 @@ import datasets
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError
 
-from .manifest import read_descriptions
+from .manifest import SOUND_SUFFIXES, read_descriptions
 
 TEXT_COLUMNS = ("text", "caption", "description", "captions", "descriptions")
 MANIFEST_NAMES = ("data.jsonl", "data.jsonl.gz")
@@ -174,7 +174,7 @@ def _load_rows(source: Path | str, name: str | None, split: str, streaming: bool
         raise ValueError(
             f"source {source} is no dataset: expected a folder, .parquet, .jsonl, .jsonl.gz, or a Hub dataset name"
         )
-    elif isinstance(source, Path) and any(next(source.rglob(name), None) for name in METADATA_NAMES):
+    elif isinstance(source, Path) and _holds_sound(source):
         arguments = {"path": "audiofolder", "data_dir": str(source)}
     else:
         arguments = {"path": str(source)}
@@ -183,10 +183,16 @@ def _load_rows(source: Path | str, name: str | None, split: str, streaming: bool
             return datasets.load_dataset(name=name, split=split, streaming=streaming, **arguments, **kwargs)
     except NOT_A_DATASET as error:
         raise ValueError(
-            f"source {source} is neither a folder or manifest with sound nor a Hub dataset that can be reached: {error}"
+            f"source {source} is neither a folder or manifest of sound nor a Hub dataset that can be reached: {error}"
         ) from error
     except ValueError as error:  # no such split, an empty file
         raise ValueError(f"cannot load split {split!r} of {source}: {error}") from error
+
+
+def _holds_sound(folder: Path) -> bool:
+    return any(
+        name.endswith(SOUND_SUFFIXES) or name in METADATA_NAMES for _, _, names in os.walk(folder) for name in names
+    )
 
 
 @contextlib.contextmanager
@@ -224,7 +230,7 @@ def _find_text_column(features: datasets.Features, text_column: str | None, sour
     if found is None:
         raise ValueError(
             f"the dataset {source} has no description column {' or '.join(map(repr, candidates))}; "
-            f"it has {', '.join(features)}: name one with text_column"
+            f"it has {', '.join(features)}: name one with text_column, or make one with `audiogen-hf manifest`"
         )
     if not _is_text(features[found]):
         raise ValueError(
