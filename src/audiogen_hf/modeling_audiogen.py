@@ -342,6 +342,9 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
     ```
     """
 
+    # The loss is a mean over codebooks, which `transformers.Trainer` cannot average over accumulated steps itself.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: AudioGenConfig):
         super().__init__(config)
         # `attn_implementation` is a choice for the decoder: the tokenizer has no attention and refuses any.
@@ -407,6 +410,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         labels: torch.LongTensor | None = None,
+        num_targets: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -424,6 +428,8 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
             past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of earlier columns.
             labels (`torch.LongTensor` of shape `(B, K, T)`, *optional*): Codes of the sounds, without delay. -100
                 and `vocab_size` mark padding, which is read as the special token and is no target.
+            num_targets (`torch.Tensor` of shape `(K,)`, *optional*): Cells of each codebook to average the loss over,
+                in place of those of `labels`: of the whole batch, where it is spread over steps or processes.
             use_cache (`bool`, *optional*): Whether to return `past_key_values`.
             logits_to_keep (`int`, *optional*, defaults to 0): Score only that many last columns; 0 for all.
 
@@ -462,7 +468,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         logits = logits.unflatten(-1, (self.config.decoder.num_codebooks, -1)).transpose(1, 2).flatten(0, 1)
         loss, loss_per_codebook = None, None
         if labels is not None:
-            loss, loss_per_codebook = self._cross_entropy(logits, labels)
+            loss, loss_per_codebook = self._cross_entropy(logits, labels, num_targets)
         return AudioGenOutput(
             loss=loss,
             loss_per_codebook=loss_per_codebook,
@@ -490,18 +496,27 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         columns = apply_delay_pattern(codes, decoder.codebook_delays, decoder.special_token_id)
         return columns[..., : labels.shape[-1]].transpose(1, 2)
 
+    def count_targets(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """Cells of each codebook (K,) that `labels` (B, K, T) make the model learn."""
+        return (self._targets(self._check_labels(labels)) != IGNORE_INDEX).sum(dim=(0, 2))
+
+    def _targets(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """Codes (B, K, T) to what the T columns read shall predict: column s + 1 from column s."""
+        columns = apply_delay_pattern(labels, self.config.decoder.codebook_delays, IGNORE_INDEX)
+        return columns[..., 1 : labels.shape[-1] + 1]
+
     def _cross_entropy(
-        self, logits: torch.Tensor, labels: torch.LongTensor
+        self, logits: torch.Tensor, labels: torch.LongTensor, num_targets: torch.Tensor | None
     ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
         """Mean over the codebooks of the mean cross entropy of their valid cells, and its K terms."""
         num_codebooks, num_frames = labels.shape[1:]
-        targets = apply_delay_pattern(labels, self.config.decoder.codebook_delays, IGNORE_INDEX)
-        targets = targets[..., 1 : num_frames + 1]  # column s is read to predict column s + 1
+        targets = self._targets(labels)
         cross_entropy = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
         )
         cross_entropy = cross_entropy.view(-1, num_codebooks, num_frames).sum(dim=(0, 2))
-        num_targets = (targets != IGNORE_INDEX).sum(dim=(0, 2))
+        if num_targets is None:
+            num_targets = (targets != IGNORE_INDEX).sum(dim=(0, 2))
         loss_per_codebook = cross_entropy / num_targets.clamp(min=1)
         return loss_per_codebook.mean(), loss_per_codebook.detach()
 
