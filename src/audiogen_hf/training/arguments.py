@@ -12,8 +12,15 @@ from transformers import HfArgumentParser
 
 Options = TypeVar("Options")
 
+PRESETS = Path(__file__).with_name("presets")
+
 
 class _Parser(HfArgumentParser):
+    def add_argument(self, *names, **kwargs):
+        if kwargs.get("nargs") == "+":
+            kwargs["nargs"] = "*"  # a list may be empty
+        return super().add_argument(*names, **kwargs)
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
@@ -23,8 +30,9 @@ def parse_arguments(
 ) -> Options:
     """Build `options_class` from command line arguments, and from the YAML file that `--config` names, if any.
 
-    The file holds option names and values; a value of null leaves the default. An unknown name, a value of the wrong
-    type, or a `ValueError` from the dataclass's `__post_init__` ends the process with one line and exit code 2.
+    `--config` takes a file, or the name of one in `presets/`. It holds option names and values; a value of null leaves
+    the default. An unknown name, a value of the wrong type, or a `ValueError` from the dataclass's `__post_init__`
+    ends the process with one line and exit code 2.
 
     Args:
         options_class: a dataclass as `transformers.HfArgumentParser` takes it.
@@ -32,7 +40,7 @@ def parse_arguments(
         description: first line of `--help`.
     """
     parser = _Parser(options_class, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options; options given here as well win")
+    parser.add_argument("--config", help="YAML file of options, or a preset's name; options given here as well win")
     argv = list(sys.argv[1:] if argv is None else argv)
 
     config_parser = _Parser(add_help=False, allow_abbrev=False, prog=parser.prog)
@@ -50,8 +58,9 @@ def parse_arguments(
 
 def _yaml_arguments(path: str, options_class: type) -> list[str]:
     """The options of a YAML file as command line arguments, so that both are checked by the same parser."""
+    preset = PRESETS / f"{path}.yaml"
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.safe_load((preset if preset.is_file() else Path(path)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
