@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+UNKNOWN = -1  # a cell of the pattern that is still to be generated
+
 
 def apply_delay_pattern(codes: torch.Tensor, delays: Sequence[int], special_token_id: int) -> torch.Tensor:
     """Lays codes out in delayed columns.

@@ -14,7 +14,6 @@ from transformers.cache_utils import Cache
 from transformers.generation import (
     GenerationConfig,
     GenerationMixin,
-    LogitsProcessor,
     LogitsProcessorList,
     MaxTimeCriteria,
     StoppingCriteria,
@@ -26,7 +25,9 @@ from transformers.generation.utils import GenerateEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from .delay_pattern import apply_delay_pattern, revert_delay_pattern
+from .delay_pattern import UNKNOWN, apply_delay_pattern, revert_delay_pattern
+from .fast_generation import can_sample_fast, fast_sample
+from .logits_process import GeneratorLogitsProcessor, Generators, GuidanceLogitsProcessor, ProgressBar
 
 # AudioCraft's defaults (`AudioGen.set_generation_params`), with the 5 s of a freshly loaded AudioGen.
 DEFAULT_DURATION = 5.0
@@ -39,8 +40,6 @@ GENERATION_DEFAULTS = {
 }
 # Greedy search with parameters of sampling is warned of by transformers; the model's own defaults shall not be.
 NEUTRAL_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
-UNKNOWN = -1  # a cell of the pattern that is still to be generated
-Generators = torch.Generator | Sequence[torch.Generator]
 
 
 def default_generation_config(config) -> GenerationConfig:
@@ -73,66 +72,6 @@ class AudioGenGenerateOutput(ModelOutput):
     decoder_attentions: tuple | None = None
     cross_attentions: tuple | None = None
     decoder_hidden_states: tuple | None = None
-
-
-class GuidanceLogitsProcessor(LogitsProcessor):
-    """Classifier-free guidance, `uncond + (cond - uncond) * scale`, for any scale.
-
-    The library's processor takes scales above 1 only. `scores` has twice the rows of `input_ids`: the conditional
-    half, then the unconditional (or negative) one.
-    """
-
-    def __init__(self, guidance_scale: float):
-        self.guidance_scale = guidance_scale
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        cond, uncond = scores.chunk(2)
-        return uncond + (cond - uncond) * self.guidance_scale
-
-
-class GeneratorLogitsProcessor(LogitsProcessor):
-    """Draws the next codes from `torch.Generator`s and leaves only them possible, so that argmax returns them.
-
-    With one generator, draws equal those of `torch.multinomial` over all rows. With one a sample, a sample's draws
-    depend on nothing but its own generator: none is taken while its sound prompt still fills the columns.
-    """
-
-    def __init__(self, generator: Generators, num_codebooks: int, first_columns: Sequence[int]):
-        self.generators = generator
-        self.num_codebooks = num_codebooks
-        self.first_columns = first_columns
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        probabilities = scores.softmax(dim=-1)
-        # The exponential race of `torch.multinomial`: the smallest of q / p wins, q exponentially distributed.
-        if isinstance(self.generators, torch.Generator):
-            noise = _exponential_like(probabilities, self.generators)
-        else:
-            noise = torch.ones_like(probabilities)
-            rows = noise.split(self.num_codebooks)
-            for sample, generator in enumerate(self.generators):
-                if input_ids.shape[1] >= self.first_columns[sample]:
-                    rows[sample].copy_(_exponential_like(rows[sample], generator))
-        drawn = (probabilities / noise).argmax(dim=-1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
-
-
-def _exponential_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    noise = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
-    return noise.exponential_(generator=generator).to(tensor.device)
-
-
-class ProgressBar(StoppingCriteria):
-    """A tqdm bar over the decoding steps; stops nothing."""
-
-    def __init__(self, total: int):
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=total, unit="frame", desc="Generating")
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        self.bar.update()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 class _WindowStreamer(BaseStreamer):
@@ -594,7 +533,9 @@ class AudioGenGenerationMixin(GenerationMixin):
         )
 
     def _sample(self, input_ids, *args, **kwargs):
-        return self._fold_rows(GenerationMixin._sample)(self, input_ids, *args, **kwargs)
+        """The fast loop where it can serve the request, else transformers'; both give the same codes."""
+        loop = fast_sample if can_sample_fast(self, *args, **kwargs) else GenerationMixin._sample
+        return self._fold_rows(loop)(self, input_ids, *args, **kwargs)
 
     @staticmethod
     def _fold_rows(loop: Callable) -> Callable:
