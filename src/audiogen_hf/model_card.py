@@ -1,4 +1,4 @@
-"""The README that goes with saved weights: what the model is, how to use it, its limits, and whose licence it is under."""
+"""The README that goes with saved weights: what the model is, how to use it, its limits, its licence."""
 
 import os
 import re
@@ -17,8 +17,8 @@ TEXT = """
 # {title}
 
 AudioGen turns a description into sound: {channels} at {sampling_rate} Hz. A text encoder reads the description, a
-transformer with {num_codebooks} streams of codes continues it {frame_rate} times a second, and an EnCodec decoder makes
-the waveform. The architecture is described in [AudioGen](https://arxiv.org/abs/2209.15352) and
+transformer writes {num_codebooks} streams of codes, {frame_rate} codes a second each, and an EnCodec decoder turns these
+into a waveform. The papers are [AudioGen](https://arxiv.org/abs/2209.15352) and
 [MusicGen](https://arxiv.org/abs/2306.05284).
 
 | part | size |
@@ -54,8 +54,8 @@ On the command line: `audiogen-hf generate "a dog barks" --model {model_id}`.
 
 ## Limits
 
-- It was trained on windows of {segment_duration:g} s. Longer sounds are continued window by window, and the model hears no
-  more of the past than its window.
+- It was trained on windows of {segment_duration:g} s. Longer sounds are continued window by window, and the model hears
+  no more of the past than its window.
 - It makes what its training data holds, with that data's gaps and biases.
 {meta_limits}- Nothing marks its output as generated: say so where you publish it.
 
@@ -117,7 +117,7 @@ def make_model_card(config, repo_id: str | None = None, library_name: str = "tra
         tags=list(TAGS),
     )
     text = TEXT.format(
-        title=repo_id.split("/")[-1] if repo_id else "AudioGen: text to sound",
+        title=repo_id or "AudioGen: text to sound",
         model_id=repo_id or "path/to/this/folder",
         channels="stereo" if decoder.audio_channels == 2 else "mono",
         sampling_rate=config.sampling_rate,
