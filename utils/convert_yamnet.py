@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 
 TABLE_MAGIC = 0xDB4775248B80FB57
 FLOAT32 = 1  # tensorflow.DataType.DT_FLOAT
-KERNELS = {"kernel", "depthwise_kernel"}
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch
 MIN_SECONDS = 0.15  # PaSST fails under it; a shorter rest of a longer sound is left out
 
 
-class BackboneUnavailableError(RuntimeError):
+class BackboneUnavailableError(OSError):
     """A backbone's package or weights are not here; the message says how to get them."""
 
 
@@ -26,8 +26,8 @@ class AudioFeatures:
 
     Attributes:
         embeddings: (windows, D) float32, one a window of sound.
-        probabilities: (C,) float32 distribution over the classes (softmax of the logits, mean over windows), or None for
-            a backbone without classes.
+        probabilities: (C,) float32 distribution over the classes (softmax of the logits, mean over windows), or None
+            for a backbone without classes.
     """
 
     embeddings: np.ndarray
@@ -316,8 +316,8 @@ def load_backbone(name: str, checkpoint: str | None = None, device: str | torch.
 
     Args:
         name: One of `BACKBONES`.
-        checkpoint: Other weights than its default: a repository of the Hub or a folder for "ast" and "clap", a file for
-            "laion_clap", an architecture's name for "passt". "yamnet" and "vggish" have one set of weights.
+        checkpoint: Other weights than its default: a repository of the Hub or a folder for "ast" and "clap", a file
+            for "laion_clap", an architecture's name for "passt". "yamnet" and "vggish" have one set of weights.
         device: Where it runs.
 
     Raises:
@@ -336,7 +336,8 @@ def load_backbone(name: str, checkpoint: str | None = None, device: str | torch.
         raise BackboneUnavailableError(f"backbone {name} needs a package: {info.requirement} ({error})") from error
     except OSError as error:
         raise BackboneUnavailableError(
-            f"backbone {name} cannot reach its weights {checkpoint!r}: be online once, or fetch them from {info.source} "
-            f"and pass their place as its checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"backbone {name} cannot reach its weights {checkpoint!r}: be online once, or fetch them from "
+            f"{info.source} and pass their place as its checkpoint "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
     return Backbone(info, model, checkpoint)

@@ -84,8 +84,8 @@ def evaluate_folders(
         generated: Folder of sounds to judge.
         references: Folder of real sounds. FAD and KLD need it.
         preset: Name of a preset, or settings of your own.
-        metrics: Some of "fad", "kld", "text_consistency". By default those that the folders allow: FAD with references,
-            KLD if each generated sound has a reference, consistency if each has a caption.
+        metrics: Some of "fad", "kld", "text_consistency". By default those that the folders allow: FAD with
+            references, KLD if each generated sound has a reference, consistency if each has a caption.
         captions: Caption by name. By default from `metadata.jsonl` or `metadata.csv` in `generated`, else in
             `references`.
         device: Where the backbones run. By default the accelerator, if there is one.
@@ -218,15 +218,10 @@ class FeatureCollector:
         features = {}
         for setting in set(self.settings.values()):
             backbone = self.backbones[setting.backbone, setting.checkpoint]
-            rate = backbone.info.sampling_rate
-            if sound.sampling_rate != rate and not self.allow_resampling:
-                raise ValueError(
-                    f"{label} has {sound.sampling_rate} Hz and {setting.backbone} takes {rate} Hz; allow resampling"
-                )
-            samples = sound.at(rate)
+            samples = sound.samples_for(backbone.info, self.allow_resampling, label)
             if setting.normalization != "none":
-                samples = normalize_audio(samples, rate, setting.normalization)
-            features[setting] = backbone.audio_features(samples, rate)
+                samples = normalize_audio(samples, backbone.info.sampling_rate, setting.normalization)
+            features[setting] = backbone.audio_features(samples, backbone.info.sampling_rate)
         return features
 
     def reduce(self, state: PartialState) -> None:
@@ -266,6 +261,8 @@ def summarize(collector: FeatureCollector, counts: dict[str, int]) -> dict:
             raise ValueError(f"none of the {counts[side]} {side} sounds can be used: {collector.exclusions[side]}")
     metrics: dict[str, dict] = {}
     if "fad" in collector.settings:
+        if min(used.values()) < 2:
+            raise ValueError(f"fad needs at least two usable clips in each set, got {used}")
         metrics["fad"] = summarize_fad(collector.moments["generated"], collector.moments["references"])
     for metric in ("kld", "text_consistency"):
         if metric in collector.settings:

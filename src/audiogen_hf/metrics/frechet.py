@@ -1,8 +1,8 @@
 """Fréchet audio distance between two sets of embeddings: streaming moments, the distance, its error and its limit.
 
-The Fréchet distance between two normal distributions is |m1 - m2|² + Tr(C1 + C2 - 2 (C1 C2)^½) (Dowson and Landau, 1982,
-https://doi.org/10.1016/0047-259X(82)90077-X); the audio distance (Kilgour et al., 2019, arXiv 1812.08466) takes it between
-normal distributions fitted to embeddings of sound.
+The Fréchet distance between two normal distributions is |m1 - m2|² + Tr(C1 + C2 - 2 (C1 C2)^½) (Dowson and Landau,
+1982, https://doi.org/10.1016/0047-259X(82)90077-X); the audio distance (Kilgour et al., 2019, arXiv 1812.08466) is
+that between normal distributions fitted to embeddings of sound.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> f
     if first.mean.shape != second.mean.shape:
         raise ValueError(f"embeddings of {len(first.mean)} and {len(second.mean)} dimensions cannot be compared")
     shift = first.mean - second.mean
-    cross = np.linalg.svd(first.root @ second.root.T, compute_uv=False).sum() if first.root.size else 0.0
+    overlap = first.root @ second.root.T
+    cross = np.linalg.svd(overlap, compute_uv=False).sum() if overlap.size else 0.0  # empty: a constant set
     distance = shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross
     return max(float(distance), 0.0)  # rounding can leave -1e-13 between equal sets
 

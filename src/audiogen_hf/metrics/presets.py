@@ -83,8 +83,8 @@ PRESETS = {
             clip_seconds=10.0,
             min_seconds=0.15,
         ),
-        # config/solver/audiogen/evaluation/objective_eval.yaml and audiocraft/metrics of AudioCraft 1.3: FAD from VGGish on
-        # files written by the peak strategy, PaSST heard for 10 s, the music CLAP; every clip of AudioCaps' test split.
+        # objective_eval.yaml of the solver and audiocraft/metrics of AudioCraft 1.3: FAD from VGGish on files written
+        # by the peak strategy, PaSST heard for 10 s, the music CLAP; every clip of AudioCaps' test split.
         Preset(
             name="audiocraft",
             fad=FeatureSettings("vggish", normalization="peak"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..audio_utils import read_audio, resample
+from .backbones import Backbone, BackboneInfo
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"}
 CAPTION_COLUMNS = ("text", "caption", "description")
@@ -78,6 +79,15 @@ class Exclusions:
     silent: list[str] = field(default_factory=list)  # peak under -80 dB of full scale
     short: list[str] = field(default_factory=list)  # under the preset's min_seconds
 
+    @classmethod
+    def union(cls, parts: list[Exclusions]) -> Exclusions:
+        """Return what several processes excluded, names in order."""
+        return cls(
+            unreadable=sorted(name for part in parts for name in part.unreadable),
+            silent=sorted(name for part in parts for name in part.silent),
+            short=sorted(name for part in parts for name in part.short),
+        )
+
     @property
     def count(self) -> int:
         return len(self.unreadable) + len(self.silent) + len(self.short)
@@ -98,9 +108,35 @@ class Sound:
         """Return the first `seconds`, or all of a shorter sound."""
         return Sound(self.samples[: round(seconds * self.sampling_rate)], self.sampling_rate)
 
-    def at(self, sampling_rate: int) -> np.ndarray:
-        """Return the samples at another rate."""
-        return resample(self.samples, self.sampling_rate, sampling_rate)
+    def samples_for(self, backbone: BackboneInfo, allow_resampling: bool, label: str) -> np.ndarray:
+        """Return the samples at a backbone's rate; a `ValueError` if that needs resampling, which is not allowed."""
+        if self.sampling_rate != backbone.sampling_rate and not allow_resampling:
+            raise ValueError(
+                f"{label} has {self.sampling_rate} Hz, {backbone.name} takes {backbone.sampling_rate} Hz, and "
+                "resampling is not allowed"
+            )
+        return resample(self.samples, self.sampling_rate, backbone.sampling_rate)
+
+
+def check_waveform(
+    samples: np.ndarray, label: str, sampling_rate: int | None, backbone: Backbone, allow_resampling: bool
+) -> np.ndarray:
+    """Return one sound at a backbone's rate.
+
+    Raises:
+        ValueError: The rate is missing or not allowed, or the samples are empty, silent or not finite. The message
+            begins with `label`.
+    """
+    samples = np.asarray(samples, dtype=np.float32)
+    if sampling_rate is None:
+        raise ValueError("sampling_rate must be given with sounds")
+    if samples.ndim != 1 or len(samples) == 0:
+        raise ValueError(f"{label} must have shape (N,) with N > 0, got {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{label} holds NaN or infinite samples")
+    if np.abs(samples).max() < SILENCE_PEAK:
+        raise ValueError(f"{label} is silent, which no classifier has learnt; leave it out and say so")
+    return Sound(samples, sampling_rate).samples_for(backbone.info, allow_resampling, label)
 
 
 def read_usable(path: Path, name: str, min_seconds: float, exclusions: Exclusions) -> Sound | None:
