@@ -17,8 +17,8 @@ TEXT = """
 # {title}
 
 AudioGen turns a description into sound: {channels} at {sampling_rate} Hz. A text encoder reads the description, a
-transformer writes {num_codebooks} streams of codes, {frame_rate} codes a second each, and an EnCodec decoder turns these
-into a waveform. The papers are [AudioGen](https://arxiv.org/abs/2209.15352) and
+transformer writes {num_codebooks} streams of codes, {frame_rate} codes a second each, and an EnCodec decoder turns
+these into a waveform. The papers are [AudioGen](https://arxiv.org/abs/2209.15352) and
 [MusicGen](https://arxiv.org/abs/2306.05284).
 
 | part | size |
@@ -54,8 +54,8 @@ On the command line: `audiogen-hf generate "a dog barks" --model {model_id}`.
 
 ## Limits
 
-- It was trained on windows of {segment_duration:g} s. Longer sounds are continued window by window, and the model hears
-  no more of the past than its window.
+- It was trained on windows of {segment_duration:g} s. Longer sounds are continued window by window, and the model
+  hears no more of the past than its window.
 - It makes what its training data holds, with that data's gaps and biases.
 {meta_limits}- Nothing marks its output as generated: say so where you publish it.
 
