@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_audiogen import AudioGenConfig, AudioGenDecoderConfig
 from .delay_pattern import apply_delay_pattern
-from .generation_audiogen import AudioGenGenerationMixin
+from .generation_audiogen import AudioGenGenerationMixin, default_generation_config
 from .model_card import write_model_card, write_model_card_for_upload
 
 IGNORE_INDEX = -100
@@ -249,10 +249,16 @@ class AudioGenPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Initialisation of custom code skips modules without parameters of their own, in case they have been loaded.
+        # All modules here draw through `transformers.initialization`, which knows what has been loaded.
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module):
         """Draws weights as AudioCraft does: Gaussians of variance 1 / fan-in cut at three deviations, the outputs of
-        layer `i` divided by sqrt(2 * i), uniform attention inputs, no bias."""
+        layer `i` divided by sqrt(2 * i), uniform attention inputs and text projection."""
         if isinstance(module, AudioGenDecoder):
             _init_gaussian(module.embed_tokens.weight, fan_in=module.config.hidden_size)
         elif isinstance(module, AudioGenDecoderLayer):
@@ -267,7 +273,7 @@ class AudioGenPreTrainedModel(PreTrainedModel):
             _init_gaussian(module.lm_head.weight, fan_in=module.lm_head.in_features)
             bound = module.enc_to_dec_proj.in_features**-0.5
             init.uniform_(module.enc_to_dec_proj.weight, -bound, bound)
-            init.zeros_(module.enc_to_dec_proj.bias)
+            init.uniform_(module.enc_to_dec_proj.bias, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -386,6 +392,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         self.lm_head = AudioGenLinear(
             config.decoder.hidden_size, config.decoder.num_codebooks * config.decoder.vocab_size
         )
+        self.generation_config = default_generation_config(config)
         self.post_init()
 
     def get_encoder(self, *args, **kwargs):
