@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets.distributed import split_dataset_by_node
 
 from audiogen_hf.data import ClipDataset, ClipReader, ClipStream, UnusableClipError, load_audio_text_dataset
 
@@ -118,6 +119,19 @@ def test_an_unusable_sound_says_why(folder, index, reason):
         read(ClipReader(RATE, 1.0), spoil(folder) / f"{index}.wav")
 
 
+def test_a_row_or_a_path_without_sound_is_unusable(tmp_path):
+    for sound in (None, {"path": None, "bytes": None}):
+        with pytest.raises(UnusableClipError, match="no sound"):
+            ClipReader()({"audio": sound, "text": "x"}, np.random.default_rng(0))
+    with pytest.raises(UnusableClipError):
+        read(ClipReader(), tmp_path / "nowhere.wav")
+
+
+def test_sounds_behind_a_url_are_read(tmp_path):
+    path = write_sound(tmp_path / "x.wav", ramp(1.0))
+    np.testing.assert_array_equal(read(ClipReader(RATE, 1.0), f"file://{path}")["audio"], ramp(1.0))
+
+
 def test_a_truncated_file_gives_what_is_left_of_it_or_is_unusable(tmp_path):
     path = write_sound(tmp_path / "x.flac", tone(2.0))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -204,6 +218,14 @@ def test_a_stream_goes_on_after_the_last_clip_taken(folder, taken):
     assert same(take(second, 20 - taken), whole[taken:])
 
 
+def test_processes_read_their_own_parts_of_a_stream(folder):
+    parts = []
+    for rank in range(2):
+        rows = split_dataset_by_node(load_audio_text_dataset(folder, streaming=True), rank, 2)
+        parts.append([clip["text"] for clip in take(ClipStream(rows, ClipReader(RATE, 0.5), shuffle_buffer=2), 4)])
+    assert sorted(parts[0] + parts[1]) == [f"tone {i}" for i in range(8)]
+
+
 def test_going_on_decodes_no_clip_again(folder):
     calls = []
 
@@ -252,5 +274,9 @@ def test_bad_dataset_settings_are_refused(folder):
     for bad in ({"seed": -1}, {"shuffle_buffer": -1}, {"num_threads": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} must"):
             stream(folder, **bad)
+    with pytest.raises(ValueError, match="take a ClipStream"):
+        ClipDataset(load_audio_text_dataset(folder, streaming=True), ClipReader())
+    with pytest.raises(ValueError, match="take a ClipDataset"):
+        ClipStream(load_audio_text_dataset(folder), ClipReader())
     with pytest.raises(ValueError, match="seed must not be negative"):
         ClipDataset(load_audio_text_dataset(folder), ClipReader(), seed=-1)

@@ -126,6 +126,9 @@ def test_bad_arguments_are_refused(sounds, tmp_path):
         write_metadata(sounds, tmp_path / "empty" / "metadata.jsonl", text_from="name")
     with pytest.raises(ValueError, match="--num-workers must be at least 1, got 0"):
         run(sounds, "--num-workers", 0)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"output .*data\.jsonl cannot be written"):
+        write_manifest(sounds, tmp_path / "file" / "data.jsonl")
     describe(sounds, description=None)
     with pytest.raises(ValueError, match=r"no text for .*bark\.ogg in its \.json file"):
         write_metadata(sounds)

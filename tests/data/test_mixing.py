@@ -40,6 +40,29 @@ def test_the_partner_sounds_below_the_clip_by_the_ratio_whatever_their_levels(sn
     assert mixed["text"] == "rain a dog"
 
 
+# Samples 100, 260, 777 and 999 of what AudioCraft 1.3's `snr_mixer(clean, noise, snr, 0.5)` gives, with its draws of
+# the start and of the level set to the values named.
+T = np.arange(1000) / 1000
+SOUNDS = {
+    "quiet": (0.1 * np.sin(2 * np.pi * 5 * T)).astype(np.float32),
+    "loud": (0.8 * np.sin(2 * np.pi * 70 * T)).astype(np.float32),
+    "spiky": (T**40).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("clean", "noise", "snr_db", "start", "level", "expected"),
+    [
+        ("quiet", "loud", 3, 250, -20, [0.0, 0.033411, -0.133828, 0.03248]),
+        ("loud", "quiet", -5, 0, -34, [0.0, 0.036545, -0.007449, -0.006661]),
+        ("spiky", "spiky", 0, 0, -16, [0.0, 0.0, 4.3e-05, 0.99]),  # would clip
+    ],
+)
+def test_mixing_gives_the_samples_of_audiocraft(clean, noise, snr_db, start, level, expected):
+    mixed = mix_clips(clip(SOUNDS[clean]), clip(SOUNDS[noise]), snr_db, start / 1000, level)
+    np.testing.assert_allclose(mixed["audio"][[100, 260, 777, 999]], expected, atol=1e-6)
+
+
 def test_the_partner_sets_in_at_the_start_share_and_is_cut_at_the_end():
     mixed = mix_clips(clip(tone(1.0, 500)), clip(tone(1.0, 2000)), snr_db=0, start_share=0.25, level_db=-20)["audio"]
     quarter = RATE // 4

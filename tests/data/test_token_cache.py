@@ -206,20 +206,18 @@ def test_bad_folders_are_refused(tmp_path, codec, write):
             write("new", **arguments)
 
 
-def run_example(*arguments, num_processes=1):
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(num_processes)]
-    command = [*launcher, str(EXAMPLE), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-
-
 def test_the_example_encodes_with_a_model_on_two_processes(folder, tmp_path, checkpoint):
     arguments = ["--dataset", folder, "--model", checkpoint, "--text_encoder", checkpoint / "t5", "--text_states"]
     sizes = ["--segment_duration", 1, "--rows_per_shard", 2, "--device", "cpu"]
     output = tmp_path / "codes"
-    done = run_example(*arguments, *sizes, "--output", output, num_processes=2)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, EXAMPLE, *arguments]
+    done = subprocess.run(
+        [str(part) for part in [*command, *sizes, "--output", output]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     assert f"{output}: 11 clips of 1.0 s in 4 shards, 0 corrupt or silent ones left out" in done.stdout
 
@@ -233,11 +231,26 @@ def test_the_example_encodes_with_a_model_on_two_processes(folder, tmp_path, che
     assert torch.equal(torch.stack([torch.from_numpy(clip["codes"]) for clip in clips]), codes)
 
 
-def test_the_example_refuses_bad_input_in_one_line(folder, tmp_path, codec):
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--segment_duration", "0", "segment_duration must be positive or None, got 0.0"),
+        ("--dataset", "nowhere.jsonl", "the manifest nowhere.jsonl does not exist"),
+        ("--output", "file/codes", "folder file/codes cannot be written"),
+    ],
+)
+def test_the_example_refuses_bad_input_in_one_line(
+    folder, tmp_path, codec, monkeypatch, capsys, option, value, message
+):
     codec.save_pretrained(tmp_path / "codec")
-    failed = run_example("--dataset", folder, "--codec", tmp_path / "codec", "--segment_duration", 0, "--output", "x")
-    assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1] == "error: segment_duration must be positive or None, got 0.0"
+    (tmp_path / "file").write_text("in the way")
+    options = {"--dataset": str(folder), "--codec": "codec", "--output": "codes", "--device": "cpu"} | {option: value}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *(part for pair in options.items() for part in pair)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def test_the_example_takes_a_codec_in_place_of_a_model(folder, tmp_path, codec):

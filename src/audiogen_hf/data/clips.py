@@ -161,6 +161,8 @@ class ClipDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows, reader: Reader, *, seed: int = 0, shuffle: bool = True):
+        if isinstance(rows, IterableDataset):
+            raise ValueError("rows are a stream: take a ClipStream")
         if len(rows) == 0:
             raise ValueError("the dataset is empty")
         _check_seed(seed)
@@ -182,7 +184,7 @@ class ClipDataset(torch.utils.data.Dataset):
             return {**self.reader.masked_clip(), "num_skipped": 0}
         epoch, position = divmod(number, len(self.rows))
         if not self.shuffle:
-            epoch, number = 0, position
+            epoch = 0
         rng = random_stream(self.seed, _CLIP, epoch, position)
         index = self._index(epoch, position)
         for num_skipped in range(MAX_REPLACEMENTS):
@@ -226,6 +228,8 @@ class ClipStream(torch.utils.data.IterableDataset):
     def __init__(
         self, rows: IterableDataset, reader: Reader, *, seed: int = 0, shuffle_buffer: int = 1000, num_threads: int = 4
     ):
+        if not isinstance(rows, IterableDataset):
+            raise ValueError("rows are no stream: take a ClipDataset")
         if shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer must not be negative, got {shuffle_buffer}")
         if num_threads < 1:
@@ -283,9 +287,11 @@ class ClipStream(torch.utils.data.IterableDataset):
 
 
 @contextlib.contextmanager
-def _decoder(sound: dict[str, Any]) -> Iterator[soundfile.SoundFile]:
+def _decoder(sound: dict[str, Any] | None) -> Iterator[soundfile.SoundFile]:
     """Open encoded sound; whatever goes wrong while it is open makes the clip unusable."""
-    path, encoded = sound["path"], sound["bytes"]
+    path, encoded = (sound["path"], sound["bytes"]) if sound else (None, None)
+    if path is None and encoded is None:
+        raise UnusableClipError("no sound")
     if encoded is not None:
         source = contextlib.nullcontext(io.BytesIO(encoded))
     elif "://" in path:  # hf://, https://, zip://
@@ -305,8 +311,8 @@ def _check_seed(seed: int):
 
 
 def _name(row: dict[str, Any]) -> str:
-    return str(row["audio"].get("path") or "sound without a path")
+    return (row["audio"] or {}).get("path") or "a sound without a path"
 
 
 def _warn(row: dict[str, Any], error: UnusableClipError):
-    logger.warning(f"skipped {_name(row)}: {error}")
+    logger.warning_once(f"skipped {_name(row)}: {error}")

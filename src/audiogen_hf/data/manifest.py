@@ -49,7 +49,7 @@ def write_manifest(
         The number of files listed, and the files left out because they could not be read.
 
     Raises:
-        ValueError: There is nothing to list, or `output` has another suffix.
+        ValueError: There is nothing to list, or `output` has another suffix or cannot be written.
     """
     output = Path(output)
     if not output.name.endswith((".jsonl", ".jsonl.gz")):
@@ -95,7 +95,8 @@ def write_metadata(
         The number of files listed, and the files left out because they could not be read.
 
     Raises:
-        ValueError: A text is missing, there is nothing to list, or `output` is not above the files.
+        ValueError: A text is missing, there is nothing to list, or `output` is not above the files or cannot be
+            written.
     """
     if text_from not in TEXT_SOURCES:
         raise ValueError(f"text_from must be one of {', '.join(TEXT_SOURCES)}, got {text_from!r}")
@@ -233,10 +234,13 @@ def _write_readable(entries: list[dict], paths: list[Path], headers: list, outpu
     unreadable = [path for path, header in zip(paths, headers, strict=True) if header is None]
     if not entries:
         raise ValueError(f"none of the {len(unreadable)} sound files can be read")
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.name}.tmp")
     opener = gzip.open if output.suffix == ".gz" else open
-    with opener(temporary, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    temporary.replace(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with opener(temporary, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        temporary.replace(output)
+    except OSError as error:
+        raise ValueError(f"output {output} cannot be written: {error}") from error
     return len(entries), unreadable

@@ -112,7 +112,7 @@ def write_token_cache(
         The description, as written to `token_cache.json`: settings, and "num_shards", "num_clips", "num_skipped".
 
     Raises:
-        ValueError: The folder holds a cache made with other settings, or no clip was usable.
+        ValueError: The folder cannot be written or holds a cache made with other settings, or no clip was usable.
     """
     if text_encoder is not None and processor is None:
         raise ValueError("text_encoder needs a processor (or its tokenizer) too")
@@ -148,12 +148,16 @@ def write_token_cache(
     }
 
     # 1. Say what this folder is to hold, or check that it is the same
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / DESCRIPTION_FILE).exists():
         _check_same_plan(folder, description)
     state.wait_for_everyone()
     if state.is_main_process and not (folder / DESCRIPTION_FILE).exists():
-        _write_json(folder / DESCRIPTION_FILE, description)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_json(folder / DESCRIPTION_FILE, description)
+        except OSError as error:
+            raise ValueError(f"folder {folder} cannot be written: {error}") from error
+    state.wait_for_everyone()
 
     # 2. Write the missing shards of this process
     encoder = _Encoder(codec, num_codebooks, hop_length, batch_size, text_encoder, processor)
@@ -360,7 +364,7 @@ def _write_shard(path: Path, rows: Iterable[dict], reader: ClipReader, encoder: 
 def _windows(rows: Iterable[dict], reader: ClipReader) -> Iterator[Clip | None]:
     """The clips of the rows, with their origin; None for each corrupt sound or silent segment."""
     for row in rows:
-        path = row["audio"].get("path")
+        path = (row["audio"] or {}).get("path")
         try:
             for number, clip in enumerate(reader.windows(row)):
                 if clip is None:
