@@ -240,6 +240,6 @@ def _find_text_column(features: datasets.Features, text_column: str | None, sour
 
 
 def _is_text(feature) -> bool:
-    if isinstance(feature, datasets.List):
+    if isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")

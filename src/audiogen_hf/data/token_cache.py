@@ -91,7 +91,7 @@ def write_token_cache(
     """Encode a dataset into a folder of shards.
 
     A sound longer than `segment_duration` becomes several clips that follow one another. All processes of an
-    `accelerate launch` share the work by shards. A shard appears under its name when it is complete; after an
+    `accelerate launch` share the work by shards, in one file system. A shard appears under its name when it is complete; after an
     interruption the same call, with any number of processes, goes on with the missing ones.
 
     Args:
@@ -129,7 +129,6 @@ def write_token_cache(
     state = PartialState()
     folder = Path(folder)
     reader = ClipReader(config.sampling_rate, segment_duration, min_segment_ratio)
-    hop_length = int(np.prod(config.upsampling_ratios))
     num_rows = len(rows) if isinstance(rows, datasets.Dataset) else None
     description = {
         "source": source,
@@ -138,8 +137,8 @@ def write_token_cache(
         "segment_duration": segment_duration,
         "min_segment_ratio": min_segment_ratio,
         "sampling_rate": config.sampling_rate,
-        "hop_length": hop_length,
-        "num_frames": -(-reader.num_samples // hop_length),
+        "hop_length": config.hop_length,
+        "num_frames": -(-reader.num_samples // config.hop_length),
         "codebook_size": config.codebook_size,
         "num_codebooks": num_codebooks,
         "tokenizer_fingerprint": tokenizer_fingerprint(codec),
@@ -160,9 +159,10 @@ def write_token_cache(
     state.wait_for_everyone()
 
     # 2. Write the missing shards of this process
-    encoder = _Encoder(codec, num_codebooks, hop_length, batch_size, text_encoder, processor)
+    encoder = _Encoder(codec, num_codebooks, batch_size, text_encoder, processor)
     num_shards = 0
-    for shard, shard_rows in enumerate(_shards_of_rows(rows, rows_per_shard, show_progress=progress)):
+    show_progress = progress and state.is_local_main_process
+    for shard, shard_rows in enumerate(_shards_of_rows(rows, rows_per_shard, show_progress)):
         num_shards += 1
         path = _shard_path(folder, shard)
         if shard % state.num_processes == state.process_index and not path.exists():
@@ -285,7 +285,6 @@ class _Encoder:
 
     codec: EncodecModel
     num_codebooks: int
-    hop_length: int
     batch_size: int
     text_encoder: PreTrainedModel | None
     processor: Callable[..., Any] | None
@@ -297,7 +296,7 @@ class _Encoder:
         embeddings = self.codec.encoder(batch["input_values"].to(self.codec.device))
         codes = self.codec.quantizer.encode(embeddings)[: self.num_codebooks]  # (K, B, T)
         codes = codes.transpose(0, 1).cpu().numpy().astype(np.uint16)
-        lengths = frame_mask(batch["padding_mask"], self.hop_length).sum(dim=1).tolist()
+        lengths = frame_mask(batch["padding_mask"], self.codec.config.hop_length).sum(dim=1).tolist()
         return [each[:, :length] for each, length in zip(codes, lengths, strict=True)]
 
     def text_states(self, texts: list[str]) -> list[bytes]:
