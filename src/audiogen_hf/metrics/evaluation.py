@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, reduce
 from tqdm import tqdm
 
 from ..audio_utils import normalize_audio
-from .backbones import AudioFeatures, Backbone, load_backbone
+from .backbones import AudioFeatures, Backbone, BackboneUnavailableError, load_backbone
 from .bootstrap import bootstrap_mean_interval
 from .consistency import text_consistency
 from .divergence import kl_divergence
@@ -41,6 +41,7 @@ VERSIONED_PACKAGES = (
     "hear21passt",
     "laion_clap",
 )
+Backbones = dict[tuple[str, str | None], Backbone]  # by name and checkpoint
 
 
 @dataclasses.dataclass
@@ -70,6 +71,7 @@ def evaluate_folders(
     preset: str | Preset = "default",
     metrics: list[str] | None = None,
     captions: dict[str, str] | None = None,
+    backbones: Backbones | None = None,
     device: str | torch.device | None = None,
     allow_resampling: bool = True,
     progress: bool = False,
@@ -88,7 +90,8 @@ def evaluate_folders(
             references, KLD if each generated sound has a reference, consistency if each has a caption.
         captions: Caption by name. By default from `metadata.jsonl` or `metadata.csv` in `generated`, else in
             `references`.
-        device: Where the backbones run. By default the accelerator, if there is one.
+        backbones: What [`load_backbones`] returned, to load them only once for several folders.
+        device: Where backbones loaded here run. By default the accelerator, if there is one.
         allow_resampling: Whether a sound whose rate is not the backbone's may be resampled. If not, it is an error.
         progress: Whether to show a progress bar.
 
@@ -106,11 +109,14 @@ def evaluate_folders(
         sounds["references"] = find_sounds(references)
     if captions is None:
         captions = read_captions(generated) or (read_captions(references) if references is not None else {})
-    metrics = choose_metrics(metrics, sounds, captions)
+    reasons = choose_metrics(metrics, sounds, captions)
 
     # 2. Features of this process's share of the clips
     state = PartialState()
-    collector = FeatureCollector(preset, metrics, captions, device or state.device, allow_resampling)
+    if backbones is None:
+        chosen = [metric for metric, reason in reasons.items() if reason is None]
+        backbones = load_backbones(preset, chosen, device or state.device)
+    collector = FeatureCollector(preset, reasons, captions, backbones, allow_resampling)
     names = sorted(set().union(*sounds.values()))
     share = range(state.process_index, len(names), state.num_processes)
     for index in tqdm(share, desc="evaluating", disable=not (progress and state.is_main_process)):
@@ -145,10 +151,7 @@ def choose_metrics(
         )
 
     if metrics is not None:
-        unknown = [metric for metric in metrics if metric not in METRICS]
-        if unknown or not metrics:
-            raise ValueError(f"metrics must be some of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}")
-        for metric in metrics:
+        for metric in check_metrics(metrics):
             if reasons[metric]:
                 raise ValueError(f"{metric} cannot be computed: {reasons[metric]}")
         for metric in set(METRICS) - set(metrics):
@@ -160,6 +163,33 @@ def choose_metrics(
     return reasons
 
 
+def check_metrics(metrics: list[str] | None) -> list[str]:
+    """Return the metrics asked for, all for None. Raises `ValueError` if one is unknown or none is left."""
+    metrics = list(METRICS) if metrics is None else metrics
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(f"metrics must be some of {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}")
+    return metrics
+
+
+def load_backbones(preset: Preset, metrics: list[str], device: str | torch.device) -> Backbones:
+    """Load what a preset needs for some metrics, by name and checkpoint.
+
+    Raises:
+        BackboneUnavailableError: One cannot be loaded; the message says what for and how to get it.
+    """
+    backbones: Backbones = {}
+    for metric in metrics:
+        setting: FeatureSettings = getattr(preset, metric)
+        key = (setting.backbone, setting.checkpoint)
+        if key not in backbones:
+            try:
+                backbones[key] = load_backbone(*key, device=device)
+            except BackboneUnavailableError as error:
+                raise BackboneUnavailableError(f"{metric} (or choose other metrics): {error}") from error
+    return backbones
+
+
 class FeatureCollector:
     """Runs the backbones over clips and keeps what the metrics need: moments of both sets, and one row a clip."""
 
@@ -168,7 +198,7 @@ class FeatureCollector:
         preset: Preset,
         metrics: dict[str, str | None],
         captions: dict[str, str],
-        device: str | torch.device,
+        backbones: Backbones,
         allow_resampling: bool,
     ):
         self.preset = preset
@@ -178,11 +208,7 @@ class FeatureCollector:
         self.settings: dict[str, FeatureSettings] = {
             metric: getattr(preset, metric) for metric, reason in metrics.items() if reason is None
         }
-        self.backbones: dict[tuple[str, str | None], Backbone] = {}
-        for setting in self.settings.values():
-            key = (setting.backbone, setting.checkpoint)
-            if key not in self.backbones:
-                self.backbones[key] = load_backbone(*key, device=device)
+        self.backbones = backbones
         self.moments = {side: GroupedMoments() for side in SIDES}
         self.exclusions = {side: Exclusions() for side in SIDES}
         self.clips: list[dict] = []

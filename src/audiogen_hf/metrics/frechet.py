@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import lapack
 
 NUM_GROUPS = 32
 
@@ -44,10 +45,15 @@ class GaussianStatistics:
 
     @cached_property
     def root(self) -> np.ndarray:
-        """(R, D) matrix A with AᵀA = covariance, R its numerical rank."""
-        values, vectors = np.linalg.eigh(self.covariance)
-        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-        return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+        """(R, D) matrix A with AᵀA = covariance, R its numerical rank.
+
+        From a Cholesky factorization with pivots, which costs a tenth of an eigendecomposition and next to nothing
+        where vectors are few.
+        """
+        factor, pivots, rank, _ = lapack.dpstrf(self.covariance)
+        root = np.zeros((rank, len(self.mean)))
+        root[:, pivots - 1] = np.triu(factor)[:rank]
+        return root
 
 
 class GroupedMoments:
