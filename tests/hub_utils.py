@@ -7,6 +7,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from huggingface_hub import constants
+from testing_utils import CHECKPOINT, TEXT_ENCODER
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -21,6 +24,20 @@ def cache_repository(cache_dir: Path, repo_id: str, folder: Path) -> Path:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     return snapshot
+
+
+def use_tiny_audiogen_medium(cache_dir: Path, monkeypatch) -> Path:
+    """Lets this process find the tiny checkpoint as facebook/audiogen-medium, and its text encoder as t5-large.
+
+    The cache knows that the repository has no config.json, as after a download.
+    """
+    cache_repository(cache_dir, "facebook/audiogen-medium", CHECKPOINT)
+    cache_repository(cache_dir, "t5-large", TEXT_ENCODER)
+    missing = cache_dir / "models--facebook--audiogen-medium" / ".no_exist" / COMMIT
+    missing.mkdir(parents=True)
+    (missing / "config.json").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache_dir))
+    return cache_dir
 
 
 class HubStandIn:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hub_utils import COMMIT, cache_repository
+from hub_utils import use_tiny_audiogen_medium
 from testing_utils import CHECKPOINT, TEXT_ENCODER
 
 import audiogen_hf
@@ -76,22 +76,14 @@ def test_the_stock_call_refuses_audiocrafts_layout_with_the_error_that_the_guide
     )
 
 
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch):
-    """A Hub cache with the tiny checkpoint as facebook/audiogen-medium, of which it knows that it has no config.json."""
-    cache_repository(tmp_path, "facebook/audiogen-medium", CHECKPOINT)
-    cache_repository(tmp_path, "t5-large", TEXT_ENCODER)
-    missing = tmp_path / "models--facebook--audiogen-medium" / ".no_exist" / COMMIT
-    missing.mkdir(parents=True)
-    (missing / "config.json").touch()
-    return tmp_path
-
-
-def test_ours_takes_audiocrafts_repository_by_its_id(hub_cache, stock):
-    kwargs = {"model": "facebook/audiogen-medium", "model_kwargs": {"cache_dir": hub_cache}, "device": "cpu"}
-    with pytest.raises(ValueError, match="Unrecognized model in facebook/audiogen-medium. Should have a `model_type`"):
-        transformers.pipeline("text-to-audio", **kwargs)
-    pipe = audiogen_hf.pipeline(**kwargs)  # the task follows from the model
+def test_ours_takes_audiocrafts_repository_by_its_id(tmp_path, monkeypatch, stock):
+    use_tiny_audiogen_medium(tmp_path, monkeypatch)
+    with pytest.raises(ValueError) as error:
+        transformers.pipeline("text-to-audio", model="facebook/audiogen-medium")
+    assert str(error.value) == (
+        "Unrecognized model in facebook/audiogen-medium. Should have a `model_type` key in its config.json."
+    )
+    pipe = audiogen_hf.pipeline(model="facebook/audiogen-medium", device="cpu")  # the task follows from the model
     assert pipe.model.config.base_model == "facebook/audiogen-medium"
     np.testing.assert_array_equal(
         pipe("wind", generate_kwargs=GREEDY)["audio"], stock("wind", generate_kwargs=GREEDY)["audio"]
@@ -104,8 +96,8 @@ def test_ours_is_the_stock_call_for_everything_else(stock, tmp_path):
         "text-to-audio", model=stock.model, processor=processor, tokenizer=processor.tokenizer, device="cpu"
     )
     assert pipe.model is stock.model
-    with pytest.raises(ValueError, match="`text_encoder` overrides the text encoder that an AudioCraft checkpoint"):
+    with pytest.raises(ValueError, match=r"`text_encoder` overrides the text encoder that an AudioCraft checkpoint"):
         audiogen_hf.pipeline("text-to-audio", model=stock.model, text_encoder=TEXT_ENCODER)
-    with pytest.raises(ValueError, match="has no compression_state_dict.bin"):
+    with pytest.raises(ValueError, match=r"has no compression_state_dict\.bin"):
         (tmp_path / "state_dict.bin").write_bytes(b"")
         audiogen_hf.pipeline("text-to-audio", model=tmp_path)
