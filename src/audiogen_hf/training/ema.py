@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ExponentialMovingAverage:
@@ -53,14 +54,26 @@ class ExponentialMovingAverage:
                 tensor.copy_(own[name])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Averages by name, and their total weight (float64); all tensors, so that safetensors can hold them."""
-        return {**self.averages, "total_weight": torch.tensor(self.total_weight, dtype=torch.float64)}
+        """Averages by name, and their total weight (float64); all tensors, so that safetensors can hold them.
 
+        Averages of sharded weights come whole; every process takes part in that.
+        """
+        averages = {name: _whole(average) for name, average in self.averages.items()}
+        return {**averages, "total_weight": torch.tensor(self.total_weight, dtype=torch.float64)}
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave; `ValueError` if it is of another model."""
-        if state.keys() != self.state_dict().keys():
-            different = sorted(state.keys() ^ self.state_dict().keys())
+        different = sorted(state.keys() ^ {*self.averages, "total_weight"})
+        if different:
             raise ValueError(f"the averaged weights are of another model; the first name that differs: {different[0]}")
         self.total_weight = state["total_weight"].item()
         for name, average in self.averages.items():
-            average.copy_(state[name])
+            new = state[name].to(average.device)
+            if isinstance(average, DTensor):
+                new = distribute_tensor(new, average.device_mesh, average.placements)
+            average.copy_(new)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,9 +1,12 @@
 """Where a run's figures go: the console, `OUTPUT_DIR/log.jsonl`, and the trackers that accelerate knows."""
 
+import importlib
 import json
 import logging
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
@@ -35,5 +38,35 @@ class RunLog:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
             logger.info("step %d  %s", step, "  ".join(f"{name} {value:.5g}" for name, value in figures.items()))
 
+    def write_audio(self, step: int, name: str, audio: torch.Tensor, sampling_rate: int, caption: str) -> None:
+        """Log a sound and its spectrogram to the trackers that take them: tensorboard, trackio and wandb.
+
+        Args:
+            audio: (channels, samples), float, within -1 and 1.
+            caption: what it is, such as its description.
+        """
+        audio = audio.detach().float().cpu().clamp(-1, 1)
+        image = spectrogram_image(audio.mean(dim=0))
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_audio(name, audio.mean(dim=0, keepdim=True), step, sample_rate=sampling_rate)
+                tracker.writer.add_image(f"{name}/spectrogram", image, step, dataformats="HW")
+                tracker.writer.add_text(f"{name}/text", caption, step)
+            elif tracker.name in ("trackio", "wandb"):
+                library = importlib.import_module(tracker.name)
+                sound = library.Audio(audio.T.numpy(), sample_rate=sampling_rate, caption=caption)
+                picture = library.Image(np.stack([image] * 3, axis=-1), caption=caption)
+                tracker.log({name: sound, f"{name}/spectrogram": picture}, step=step)
+
     def close(self) -> None:
         self.accelerator.end_training()
+
+
+def spectrogram_image(audio: torch.Tensor, n_fft: int = 512, dynamic_range_db: float = 80.0) -> np.ndarray:
+    """A sound as a picture: (samples,) float to (n_fft // 2 + 1, frames) uint8, low frequencies at the bottom, the
+    loudest cell white, all that is `dynamic_range_db` below it black."""
+    window = torch.hann_window(n_fft)
+    power = torch.stft(audio, n_fft, hop_length=n_fft // 2, window=window, return_complex=True).abs().square()
+    decibels = 10 * power.clamp_min(1e-12).log10()
+    brightness = (1 + (decibels - decibels.max()) / dynamic_range_db).clamp(0, 1)
+    return (255 * brightness).byte().flipud().numpy()

@@ -1,0 +1,46 @@
+"""The `Accelerator` of a run, and what accelerate leaves to its user."""
+
+import os
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+
+def build_accelerator(
+    *, mixed_precision: str | None, gradient_accumulation_steps: int, report_to: list[str], project_dir: str
+) -> Accelerator:
+    """An `Accelerator` as `accelerate launch` configured it, with FSDP on the CPU too.
+
+    Args:
+        mixed_precision: None leaves it to the configuration.
+        gradient_accumulation_steps: parts of a batch between two optimizer steps.
+        report_to: names of trackers.
+        project_dir: folder of the trackers' files.
+    """
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        log_with=report_to or None,
+        project_dir=project_dir,
+    )
+    asked_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked_for_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate turns FSDP on for accelerators alone and would go on with DDP.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    return accelerator
+
+
+def configure_deepspeed(accelerator: Accelerator, micro_batch_size: int, max_grad_norm: float) -> None:
+    """Tell DeepSpeed, where it is in use, what it would otherwise take from a `DataLoader` and do itself.
+
+    Args:
+        micro_batch_size: clips that a process passes at once.
+        max_grad_norm: DeepSpeed clips gradients inside its optimizer step.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = micro_batch_size
+        config["gradient_clipping"] = max_grad_norm
