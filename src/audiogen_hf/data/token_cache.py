@@ -91,8 +91,8 @@ def write_token_cache(
     """Encode a dataset into a folder of shards.
 
     A sound longer than `segment_duration` becomes several clips that follow one another. All processes of an
-    `accelerate launch` share the work by shards, in one file system. A shard appears under its name when it is complete; after an
-    interruption the same call, with any number of processes, goes on with the missing ones.
+    `accelerate launch` share the work by shards, in one file system. A shard appears under its name when it is
+    complete; after an interruption the same call, with any number of processes, goes on with the missing ones.
 
     Args:
         folder: Where to write; made if missing.
