@@ -156,8 +156,10 @@ def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> f
     shift = first.mean - second.mean
     overlap = first.root @ second.root.T
     cross = np.linalg.svd(overlap, compute_uv=False).sum() if overlap.size else 0.0  # empty: a constant set
-    distance = shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross
-    return max(float(distance), 0.0)  # rounding can leave -1e-13 between equal sets
+    spread = np.trace(first.covariance) + np.trace(second.covariance)
+    distance = float(shift @ shift + spread - 2 * cross)
+    rounding = len(shift) * np.finfo(np.float64).eps * spread
+    return distance if distance > rounding else 0.0
 
 
 def frechet_audio_distance(generated: np.ndarray, reference: np.ndarray) -> float:
