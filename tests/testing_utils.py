@@ -98,10 +98,14 @@ def tiny_model(seed: int = 0, **kwargs):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        # Random weights of this size agree on a few codes: sharper heads make every step depend on what it reads.
+        # Otherwise random weights of this size say the same code again and again, whatever they read.
         model.lm_head.weight.mul_(3)
-        for layer in model.audio_encoder.quantizer.layers:
-            layer.codebook.embed.normal_()
+        model.decoder.embed_tokens.weight.mul_(4)
+        # Codes where the encoder's states are, so that sounds have codes of their own.
+        states = model.audio_encoder.encoder(torch.randn(1, 1, 16_000))
+        spread, centre = states.std(dim=-1), states.mean(dim=-1)
+        for index, layer in enumerate(model.audio_encoder.quantizer.layers):
+            layer.codebook.embed.normal_().mul_(spread).add_(centre if index == 0 else 0.0)
     return model
 
 

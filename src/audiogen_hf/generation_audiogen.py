@@ -36,7 +36,6 @@ GENERATION_DEFAULTS = {
     "temperature": 1.0,
     "top_k": 250,
     "guidance_scale": 3.0,
-    "extend_stride": 2.0,
 }
 # Greedy search with parameters of sampling is warned of by transformers; the model's own defaults shall not be.
 NEUTRAL_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
@@ -46,9 +45,15 @@ def default_generation_config(config) -> GenerationConfig:
     """AudioCraft's generation parameters for a model of this [`AudioGenConfig`]."""
     return GenerationConfig(
         **GENERATION_DEFAULTS,
+        extend_stride=default_extend_stride(config),
         max_new_tokens=int(DEFAULT_DURATION * config.frame_rate),
         decoder_start_token_id=config.decoder.special_token_id,
     )
+
+
+def default_extend_stride(config) -> float:
+    """AudioCraft's 2 s; half a window where windows are no longer than that."""
+    return 2.0 if config.segment_duration > 2.0 else config.segment_duration / 2
 
 
 @dataclass
@@ -257,9 +262,11 @@ class AudioGenGenerationMixin(GenerationMixin):
             )
             for name in AudioGenGenerateOutput.__dataclass_fields__.keys() & outputs.keys():
                 recorded[name] = (*recorded.get(name, ()), *outputs[name])
+            known_later = audio_codes[..., offset + length :]  # of longer sound prompts
             audio_codes = torch.cat([audio_codes[..., :offset], outputs.sequences], dim=-1)
             if outputs.sequences.shape[-1] < length:  # stopped early
                 break
+            audio_codes = torch.cat([audio_codes, known_later], dim=-1)
         if streamer is not None:
             streamer.end()
         if progress_bar is not None:
@@ -316,10 +323,9 @@ class AudioGenGenerationMixin(GenerationMixin):
             raise ValueError(f"`temperature` must be at least 0 (greedy), got {temperature}.")
         if top_p is not None and top_p < 1:
             generation_config.top_k = 0
-        if not generation_config.do_sample and (generation_config.num_return_sequences or 1) > 1:
+        if generation_config.num_return_sequences is not None and generation_config.num_return_sequences < 1:
             raise ValueError(
-                f"`num_return_sequences` of {generation_config.num_return_sequences} needs `do_sample=True`: greedy "
-                "takes are all the same."
+                f"`num_return_sequences` must be at least 1, got {generation_config.num_return_sequences}."
             )
 
     def _encode_texts(
@@ -437,7 +443,7 @@ class AudioGenGenerationMixin(GenerationMixin):
         self, extend_stride: float | None, generation_config: GenerationConfig, num_frames: int, window: int
     ) -> int:
         if extend_stride is None:
-            extend_stride = getattr(generation_config, "extend_stride", GENERATION_DEFAULTS["extend_stride"])
+            extend_stride = getattr(generation_config, "extend_stride", default_extend_stride(self.config))
             if num_frames <= window:
                 return window
         stride = int(extend_stride * self.config.frame_rate)
