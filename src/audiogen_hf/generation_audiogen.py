@@ -222,6 +222,11 @@ class AudioGenGenerationMixin(GenerationMixin):
                 f"`generator` takes one `torch.Generator`, or a list of one a sample: {audio_codes.shape[0]} "
                 f"({batch_size} prompts, {num_takes} takes each), got {len(generator)}."
             )
+        generators = generator if isinstance(generator, Sequence) else [generator]
+        if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(
+                f"`generator` takes `torch.Generator`s, as of `torch.Generator().manual_seed(0)`, got {generator!r}."
+            )
 
         # 4. Lengths, in frames.
         num_frames = self._length_in_frames(audio_length_in_s, generation_config.max_new_tokens, audio_codes.shape[-1])
@@ -387,15 +392,19 @@ class AudioGenGenerationMixin(GenerationMixin):
 
         Sounds are encoded one by one where their lengths differ: the tokenizer looks ahead, into the padding.
         """
-        if input_values.ndim != 3 or input_values.shape[1] != self.config.decoder.audio_channels:
+        channels = self.config.decoder.audio_channels
+        if input_values.ndim != 3 or input_values.shape[1] != channels or not input_values.numel():
             raise ValueError(
-                f"`input_values` takes shape (sounds, {self.config.decoder.audio_channels}, samples), "
-                f"got {tuple(input_values.shape)}."
+                f"`input_values` takes shape (sounds, {channels}, samples), got {tuple(input_values.shape)}."
             )
+        if not bool(input_values.isfinite().all()):
+            raise ValueError("`input_values` takes finite samples, got NaN or infinity.")
         input_values = input_values.to(self.audio_encoder.device)
         if padding_mask is None or bool(padding_mask.all()):
             return self.encode_audio(input_values)
-        lengths = padding_mask.sum(dim=-1).tolist()
+        lengths = padding_mask.long().sum(dim=-1).tolist()
+        if min(lengths) == 0:
+            raise ValueError(f"`padding_mask` leaves nothing of sound number {lengths.index(0)}.")
         codes = [
             self.encode_audio(sound[None, :, :length])[0] for sound, length in zip(input_values, lengths, strict=True)
         ]
