@@ -7,7 +7,7 @@ folders that `datasets.load_dataset` reads: `OUTPUT/codec` for the tokenizer, `O
 import argparse
 import csv
 import hashlib
-import json
+import io
 import math
 import re
 import shutil
@@ -21,14 +21,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pyarrow
 import soundfile
 import soxr
 import yaml
+from datasets import Audio, Features, List, Value
+from pyarrow.parquet import ParquetWriter
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -39,7 +42,7 @@ WINDOW = (
 SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.1  # of the files of a class, for validation and for test each
 HELD_OUT_CLIPS = 8  # of a class, in validation and in test each
-CODEC_MINUTES = 4.0  # of a class: wind, birds, rain and crickets would fill half of the tokenizer's data otherwise
+CODEC_MINUTES = 3.5  # of a class: wind, birds, rain and crickets would fill half of the tokenizer's data otherwise
 TARGET_RMS = 10 ** (-20 / 20)  # of the loudest 400 ms: evens single knocks and steady rain alike
 MAX_PEAK = 10 ** (-1 / 20)
 SILENCE = 10 ** (-50 / 20)  # below the loudest frame
@@ -399,9 +402,9 @@ class Builder:
     def render(self, samples: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """Mostly dry at a slightly lower level, sometimes in a hall (not for a texture) or from afar."""
         draw = rng.random()
-        if draw < 0.08 and kind != "texture":
+        if draw < 0.06 and kind != "texture":
             return reverberate(samples, rng.uniform(1.2, 2.0), rng.uniform(0.3, 0.6), rng), "hall"
-        if draw > 0.92:
+        if draw > 0.94:
             samples = reverberate(damp(samples, rng.uniform(1200, 2500)), 0.8, 0.4, rng)
             return samples * 10 ** (rng.uniform(-14, -10) / 20), "distant"
         if draw > 0.72:  # a small room, too mild to be worth a word
@@ -512,16 +515,36 @@ def row(sounds: list[Sound], texts: list[str], rendering: str) -> dict:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def write_split(folder: Path, clips: Iterator[tuple[str, np.ndarray, dict]]) -> list[dict]:
-    """Writes clips as FLAC files with a metadata.jsonl beside them, as the audiofolder of `datasets` wants it."""
+FEATURES = Features(
+    {
+        "audio": Audio(sampling_rate=SAMPLING_RATE),
+        "description": List(Value("string")),
+        "sound_class": Value("string"),
+        "rendering": Value("string"),
+        "file_id": Value("string"),
+        "licence": Value("string"),
+        "author": Value("string"),
+        "codec": Value("bool"),
+        "confirmed": Value("bool"),
+        "duration": Value("float32"),
+    }
+)
+
+
+def write_split(path: Path, clips: Iterator[tuple[str, np.ndarray, dict]]) -> list[dict]:
+    """Writes clips as a parquet file with the sound in it as FLAC, and returns its rows without the sound."""
     rows = []
-    for name, samples, metadata in tqdm(clips, f"{folder.parent.name}/{folder.name}", disable=None):
-        folder.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / f"{name}.flac", samples, SAMPLING_RATE, subtype="PCM_16")
-        rows.append({"file_name": f"{name}.flac", **metadata, "duration": round(len(samples) / SAMPLING_RATE, 3)})
-    if rows:
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows)
-        (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ParquetWriter(path, FEATURES.arrow_schema) as writer:
+        clips = iter(tqdm(clips, f"{path.parent.name}/{path.stem}", disable=None))
+        while batch := list(islice(clips, 100)):
+            table = []
+            for name, samples, metadata in batch:
+                file = io.BytesIO()
+                soundfile.write(file, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+                rows.append({**metadata, "duration": len(samples) / SAMPLING_RATE})
+                table.append({"audio": {"bytes": file.getvalue(), "path": f"{name}.flac"}, **rows[-1]})
+            writer.write_table(pyarrow.Table.from_pylist(table, schema=FEATURES.arrow_schema))
     return rows
 
 
@@ -536,10 +559,10 @@ def build(sounds: list[Sound], captions: dict, output: Path, cache: Path, clips_
     try:
         rows = {}
         for split in SPLITS:
-            rows["codec", split] = write_split(part / "codec" / split, builder.codec_clips(split))
+            rows["codec", split] = write_split(part / "codec" / f"{split}.parquet", builder.codec_clips(split))
             clips = builder.lm_clips(split, clips_per_class)
             clips = chain(clips, builder.mixes(mixes)) if split == "train" else clips
-            rows["lm", split] = write_split(part / "lm" / split, clips)
+            rows["lm", split] = write_split(part / "lm" / f"{split}.parquet", clips)
         part.chmod(0o755)
         part.replace(output)
     except BaseException:
