@@ -221,7 +221,8 @@ def read_laion_checkpoint(path: str) -> dict[str, torch.Tensor]:
     """Read a checkpoint of LAION's training code without running what a pickle may hold."""
     # Beside tensors these files hold the scores of their epoch, as numpy numbers.
     harmless = [
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+        np._core.multiarray.scalar,
+        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
         np.dtype,
         type(np.dtype(np.float64)),
     ]

@@ -59,7 +59,7 @@ class FrechetAudioDistance(evaluate.Metric):
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add sounds, or embeddings; their numbers may differ, or one set be missing."""
         # The table has one row for a prediction and a reference. FAD pairs nothing: empty rows fill the shorter set.
-        predictions, references = list(predictions or []), list(references or [])
+        predictions, references = ([] if rows is None else list(rows) for rows in (predictions, references))
         length = max(len(predictions), len(references))
         predictions += [[]] * (length - len(predictions))
         references += [[]] * (length - len(references))
