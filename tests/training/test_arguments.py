@@ -40,6 +40,11 @@ def test_yaml_gives_every_type_and_the_command_line_wins(tmp_path):
     assert (options.max_steps, options.scales, options.shuffle) == (8, [1], True)
 
 
+def test_lists_may_be_empty(tmp_path):
+    assert parse_arguments(Options, ["--data", "d", "--scales"]).scales == []
+    assert parse_arguments(Options, config(tmp_path, "data: d\nscales: []\n")).scales == []
+
+
 def test_null_in_yaml_leaves_the_default(tmp_path):
     assert parse_arguments(Options, config(tmp_path, "data: d\nnote: null\nmax_steps:\n")) == Options("d")
 
@@ -66,11 +71,14 @@ def test_a_bad_file_ends_in_one_line_and_code_2(tmp_path, capsys, text, message)
 
 
 def test_a_missing_file_and_an_unknown_flag_end_in_one_line_and_code_2(tmp_path, capsys):
-    for argv in (["--config", str(tmp_path / "none.yaml")], ["--data", "d", "--max", "3"]):
+    bad = [(["--config", str(tmp_path / "none")], "no such file, and none of the presets"), (["--max=3"], "--data")]
+    for argv, message in bad:
         with pytest.raises(SystemExit) as exit_:
             parse_arguments(Options, argv)
+        error = capsys.readouterr().err
         assert exit_.value.code == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_one_line_errors_reports_bad_input_and_lets_bugs_through(capsys):

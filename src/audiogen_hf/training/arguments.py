@@ -61,6 +61,9 @@ def _yaml_arguments(path: str, options_class: type) -> list[str]:
     preset = PRESETS / f"{path}.yaml"
     try:
         options = yaml.safe_load((preset if preset.is_file() else Path(path)).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+        raise ValueError(f"--config {path}: no such file, and none of the presets {presets}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):

@@ -2,9 +2,9 @@
 
 import dataclasses
 import logging
+import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import yaml
@@ -31,6 +31,7 @@ from .losses import (
     generator_hinge_loss,
     si_snr,
 )
+from .modeling import EncodecForTraining, build_encodec
 from .quantization import QuantizerTrainer
 
 logger = logging.getLogger(__name__)
@@ -38,55 +39,6 @@ logger = logging.getLogger(__name__)
 LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold one
 KMEANS_VECTORS_PER_CODE = 4
 BEST_METRIC = "mel_distance"
-
-
-def encodec_config(args: EncodecTrainingArguments) -> EncodecConfig:
-    """The architecture of AudioGen's tokenizer: not causal, zero padding, identity shortcuts, no normalization."""
-    config = EncodecConfig(
-        sampling_rate=args.sampling_rate,
-        num_filters=args.num_filters,
-        hidden_size=args.hidden_size,
-        num_lstm_layers=args.num_lstm_layers,
-        upsampling_ratios=args.upsampling_ratios,
-        codebook_size=args.codebook_size,
-        normalize=False,
-        use_causal_conv=False,
-        use_conv_shortcut=False,
-        pad_mode="constant",
-    )
-    # `EncodecConfig` tells the number of codebooks as a bandwidth, in kbit/s.
-    config.target_bandwidths = [args.num_codebooks * config.codebook_nbits * config.frame_rate / 1000]
-    assert config.num_quantizers == args.num_codebooks
-    return config
-
-
-class TrainingOutput(NamedTuple):
-    """
-    audio: (batch, 1, samples), the reconstruction.
-    commitment_loss: scalar.
-    codes: (batch, codebooks, frames).
-    residuals: (codebooks, batch * frames, dim), for the update of the codebooks.
-    """
-
-    audio: torch.Tensor
-    commitment_loss: torch.Tensor
-    codes: torch.Tensor
-    residuals: torch.Tensor
-
-
-class EncodecForTraining(nn.Module):
-    """`EncodecModel` with the forward pass of training, where gradients pass through the quantizer."""
-
-    def __init__(self, model: EncodecModel, quantizer: QuantizerTrainer):
-        super().__init__()
-        self.model = model
-        self.quantizer = quantizer
-
-    def forward(self, audio: torch.Tensor) -> TrainingOutput:
-        quantized, residuals = self.quantizer.quantize(self.model.encoder(audio))
-        # The last frame may reach beyond the end of the sound.
-        reconstruction = self.model.decoder(quantized.quantized)[..., : audio.shape[-1]]
-        return TrainingOutput(reconstruction, quantized.commitment_loss, quantized.codes, residuals)
 
 
 class EncodecTrainer:
@@ -148,14 +100,14 @@ class EncodecTrainer:
         self.balancer = LossBalancer(weights, args.balancer_decay)
         self.ema = ExponentialMovingAverage(self.codec, args.ema_decay)
         self.step = 0
-        self.best = float("inf")
+        self.best: float | None = None
         self._resume()
 
     # ---------------------------------------------------------------------------------------------- setting up
 
     def _build_codec(self) -> EncodecModel:
         if self.args.model_name_or_path is None:
-            return EncodecModel(encodec_config(self.args))
+            return build_encodec(self.args)
         try:
             codec = EncodecModel.from_pretrained(self.args.model_name_or_path)
         except OSError as error:
@@ -318,7 +270,7 @@ class EncodecTrainer:
         """
         config = self.codec.config
         self.codec.eval()
-        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(4, device=self.device)
         counts = torch.zeros(config.num_quantizers, config.codebook_size, dtype=torch.int64, device=self.device)
         with self.ema.applied_to(self.codec):
             for batch in self.validation_loader:
@@ -327,19 +279,21 @@ class EncodecTrainer:
                 decoded = self.codec.decode(encoded.audio_codes, encoded.audio_scales).audio_values
                 estimate = decoded[..., : audio.shape[-1]] * mask[:, None]
                 is_real = mask.any(dim=1)
-                # Padding is silent in both and adds no distance, so a sum over all time belongs to the real samples.
-                distance = self.mel_distance(estimate, audio) * audio.shape[-1]
-                totals += torch.stack(
-                    [(si_snr(estimate, audio) * is_real).sum(), is_real.sum(), distance.sum(), mask.sum()]
-                )
+                ratio = si_snr(estimate, audio) * is_real
+                # Padding is silent in both and adds no distance, so the sum over all time is that over real time.
+                distance = self.mel_distance(estimate, audio) * audio.shape[-1] / self.sampling_rate
+                seconds = mask.sum() / self.sampling_rate
+                totals += torch.stack([ratio.sum(), is_real.sum(), distance.sum(), seconds])
                 frames = frame_mask(mask, config.hop_length)
                 counts += count_codes(encoded.audio_codes[0], config.codebook_size, frames)
         self.codec.train()
-        si_snr_sum, clips, distance_sum, samples = reduce(totals, reduction="sum").tolist()
+        ratios, clips, distances, seconds = reduce(totals, reduction="sum").tolist()
+        if clips == 0:
+            raise ValueError(f"validation_data: no usable sound in {self.args.validation_data}")
         use, perplexity = codebook_statistics(reduce(counts, reduction="sum"))
         return {
-            "si_snr": si_snr_sum / clips,
-            "mel_distance": distance_sum / samples,
+            "si_snr": ratios / clips,
+            "mel_distance": distances / seconds,
             "codebook_use": use,
             "codebook_perplexity": perplexity,
         }
@@ -348,13 +302,14 @@ class EncodecTrainer:
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint, export the averaged model as `last` (and `best`), remove old checkpoints."""
-        improved = metrics.get(BEST_METRIC, float("inf")) < self.best
+        distance = metrics.get(BEST_METRIC, math.nan)
+        improved = distance < (math.inf if self.best is None else self.best)
         if improved:
-            self.best = metrics[BEST_METRIC]
+            self.best = distance
         state = {
             "balancer": self.balancer.state_dict(),
             "train_loader": self.train_loader.state_dict(),
-            "best": self.best if metrics else None,
+            "best": self.best,
         }
         with write_checkpoint(self.output_dir, self.step, metrics, state) as folder:
             self.accelerator.save_state(str(folder))
@@ -385,8 +340,7 @@ class EncodecTrainer:
         self.ema.load_state_dict(load_file(checkpoint.path / "ema.safetensors", device=str(self.device)))
         self.balancer.load_state_dict(checkpoint.state["balancer"], self.device)
         self.train_loader.load_state_dict(checkpoint.state["train_loader"])
-        if checkpoint.state["best"] is not None:
-            self.best = checkpoint.state["best"]
+        self.best = checkpoint.state["best"]
         self.step = checkpoint.step
         logger.info("Resumed from %s", checkpoint.path)
 
@@ -404,9 +358,10 @@ def count_codes(codes: torch.Tensor, codebook_size: int, frames: torch.Tensor | 
 
 def codebook_statistics(counts: torch.Tensor) -> tuple[float, float]:
     """Share of codes that occur, and perplexity of their frequencies, for (codebooks, codes); means over codebooks."""
-    use = (counts > 0).double().mean().item()
-    entropy = torch.distributions.Categorical(probs=counts.double().clamp_min(1e-12)).entropy()
-    return use, entropy.exp().mean().item()
+    counts = counts.cpu().double()
+    probabilities = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    entropy = torch.special.entr(probabilities).sum(dim=1)
+    return (counts > 0).double().mean().item(), entropy.exp().mean().item()
 
 
 class _Window:
