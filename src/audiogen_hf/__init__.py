@@ -18,6 +18,7 @@ _EXPORTS = {
     "modeling_audiogen": ["AudioGenForConditionalGeneration", "AudioGenOutput", "AudioGenPreTrainedModel"],
     "pipelines": ["pipeline"],
     "processing_audiogen": ["AudioGenProcessor"],
+    "quantization": ["quantize"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -592,6 +592,8 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """Saves the model as `PreTrainedModel.save_pretrained` does, and a model card where there is no README yet."""
+        if getattr(self, "quantized_precision", None):
+            raise ValueError("A quantised model is not saved: save it before `quantize`, and quantise after loading.")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_model_card(save_directory, self.config)

@@ -1,0 +1,236 @@
+"""Seconds per decoding step beside the speed of memory and transformers' MusicGen of the same shape, in one run.
+
+    python utils/benchmark_generation.py --scale medium --batch-sizes 1 16 --durations 5
+
+Every path decodes in turn, round after round, so that what else the machine does falls on all of them alike. Weights
+are random: they cost what trained ones cost. Prints a table, then one JSON line.
+"""
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    T5Config,
+)
+
+from audiogen_hf import AudioGenConfig, AudioGenDecoderConfig, AudioGenForConditionalGeneration, quantize
+from audiogen_hf.configuration_audiogen import MODEL_SCALES
+
+# Not in the loop, and small here: what is compared is the decoder.
+CODEC_FILTERS = 4
+TEXT_ENCODER = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 1000}
+TEXT_LENGTH = 12  # tokens of a usual description
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 128}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Path:
+    """One way to generate, and what was measured of it."""
+
+    name: str
+    precision: str
+    generate: Callable[[dict, int], torch.Tensor]
+    weight_bytes: float
+    load_seconds: float
+    step_seconds: list[float] = field(default_factory=list)
+    first_sound: list[float] = field(default_factory=list)
+    durations: dict[float, float] = field(default_factory=dict)
+
+
+def build_audiogen(scale: str, dtype: torch.dtype, device: str) -> AudioGenForConditionalGeneration:
+    config = AudioGenConfig(text_encoder=TEXT_ENCODER, decoder=AudioGenDecoderConfig.from_scale(scale).to_dict())
+    config.audio_encoder.num_filters = CODEC_FILTERS
+    return _materialise(AudioGenForConditionalGeneration, config, dtype, device)
+
+
+def build_musicgen(scale: str, dtype: torch.dtype, device: str) -> MusicgenForConditionalGeneration:
+    shape = MODEL_SCALES[scale]
+    decoder = MusicgenDecoderConfig(
+        **shape, ffn_dim=4 * shape["hidden_size"], num_codebooks=4, dropout=0.0, pad_token_id=2048, bos_token_id=2048
+    )
+    audio_encoder = AudioGenConfig().audio_encoder
+    audio_encoder.num_filters = CODEC_FILTERS
+    config = MusicgenConfig(
+        text_encoder=T5Config(**TEXT_ENCODER).to_dict(),
+        audio_encoder=audio_encoder.to_dict(),
+        decoder=decoder.to_dict(),
+    )
+    model = _materialise(MusicgenForConditionalGeneration, config, dtype, device)
+    model.generation_config.decoder_start_token_id = model.generation_config.pad_token_id = 2048
+    return model
+
+
+def _materialise(model_class, config, dtype: torch.dtype, device: str):
+    """A model with cheap random weights: drawing 1.8 B Gaussians would take longer than the benchmark."""
+    with torch.device("meta"):
+        model = model_class(config)
+    model.to(dtype)
+    model.audio_encoder.to(torch.float32)  # both decode sound in float32: half precision is slow on CPUs
+    model.to_empty(device=device)
+    noise = torch.randn(1 << 20, device=device) * 0.02
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                flat = tensor.view(-1)
+                for start in range(0, flat.numel(), noise.numel()):
+                    flat[start : start + noise.numel()] = noise[: flat.numel() - start]
+        for _name, module in model.named_modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.fill_(1.0)
+            # Buffers of transformers' convolutions that `to_empty` left undefined.
+            if hasattr(module, "padding_total"):
+                kernel = (module.conv.kernel_size[0] - 1) * module.conv.dilation[0] + 1
+                module.stride.fill_(module.conv.stride[0])
+                module.kernel_size.fill_(kernel)
+                module.padding_total.fill_(kernel - module.conv.stride[0])
+    if hasattr(model.decoder, "model") and hasattr(model.decoder.model.decoder, "embed_positions"):
+        positions = model.decoder.model.decoder.embed_positions
+        positions.make_weights(2048, config.decoder.hidden_size)
+    return model.eval()
+
+
+def decoder_weights(scale: str) -> int:
+    """Weights that a step reads: all linear layers but those of the text's keys and values, and the heads."""
+    width, layers = MODEL_SCALES[scale]["hidden_size"], MODEL_SCALES[scale]["num_hidden_layers"]
+    return layers * (3 + 1 + 1 + 1 + 4 + 4) * width**2 + 4 * 2048 * width
+
+
+def make_inputs(batch_size: int, device: str) -> dict:
+    ids = torch.randint(2, 900, (batch_size, TEXT_LENGTH), device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def read_bandwidth(device: str) -> float:
+    """Bytes per second of summing 1 GiB, the best of several."""
+    data = torch.ones(1 << 28, device=device)
+    return data.numel() * 4 / min(timed(data.sum, device) for _ in range(7))
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def build_paths(names: list[str], scale: str, device: str) -> list[Path]:
+    """The paths of a name each: `musicgen-bfloat16`, `standard-float32`, `fast-bfloat16`, `fast-int8`, ..."""
+    paths, models = [], {}
+    for name in names:
+        kind, precision = name.split("-")
+        start = time.perf_counter()
+        if kind == "musicgen":
+            model = build_musicgen(scale, DTYPES[precision], device)
+        else:
+            if precision not in models:
+                base = build_audiogen(scale, DTYPES.get(precision, torch.bfloat16), device)
+                models[precision] = base if precision in DTYPES else quantize(base, precision)
+            model = models[precision]
+        load_seconds = time.perf_counter() - start
+        # A request for logits is one that only the standard loop serves.
+        options = {"output_logits": True, "return_dict_in_generate": True} if kind == "standard" else {}
+
+        def generate(inputs, frames, model=model, kind=kind, options=options):
+            # MusicGen gives three frames fewer than it is asked for.
+            steps = frames + 3 if kind == "musicgen" else frames
+            return model.generate(**inputs, max_new_tokens=steps, do_sample=True, guidance_scale=3.0, **options)
+
+        paths.append(Path(name, precision, generate, decoder_weights(scale) * BYTES[precision], load_seconds))
+    return paths
+
+
+def measure(paths: list[Path], batch_size: int, frames: int, rounds: int, device: str):
+    """Seconds a step, as the difference of a long and a short run, every path in turn."""
+    inputs = make_inputs(batch_size, device)
+    for path in paths:
+        path.step_seconds, path.first_sound = [], []
+        path.generate(inputs, 4)
+    for _ in range(rounds):
+        for path in paths:
+            short = timed(lambda path=path: path.generate(inputs, 1), device)
+            long = timed(lambda path=path: path.generate(inputs, 1 + frames), device)
+            path.first_sound.append(short)
+            path.step_seconds.append((long - short) / frames)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", choices=MODEL_SCALES, default="medium")
+    parser.add_argument(
+        "--paths",
+        nargs="+",
+        default=["musicgen-float32", "standard-float32", "fast-float32"],
+        help="musicgen, standard or fast, a dash, and float32, bfloat16, float16, int8 or int4",
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--frames", type=int, default=12, help="steps timed a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--durations", type=float, nargs="*", default=[], help="seconds of sound to time as a whole")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    torch.manual_seed(0)
+
+    bandwidth = read_bandwidth(args.device)
+    paths = build_paths(args.paths, args.scale, args.device)
+    gc.collect()
+    report = {
+        "scale": args.scale,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "read_gb_per_s": round(bandwidth / 1e9, 1),
+        "rows": [],
+    }
+    print(f"{args.scale}, {args.device}, {torch.get_num_threads()} threads, reads at {bandwidth / 1e9:.1f} GB/s")
+    print("| path | batch | s a step | limit s | of limit | against MusicGen | s a step and prompt | first sound s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for batch_size in args.batch_sizes:
+        measure(paths, batch_size, args.frames, args.rounds, args.device)
+        peers = {path.precision: statistics.median(path.step_seconds) for path in paths if "musicgen" in path.name}
+        for path in paths:
+            step = statistics.median(path.step_seconds)
+            peer = peers.get(path.precision, peers.get("bfloat16"))
+            row = {
+                "path": path.name,
+                "batch_size": batch_size,
+                "step_s": round(step, 4),
+                "limit_s": round(path.weight_bytes / bandwidth, 4),
+                "of_limit": round(path.weight_bytes / bandwidth / step, 3),
+                "speedup_over_musicgen": round(peer / step, 2) if peer else None,
+                "step_s_a_prompt": round(step / batch_size, 4),
+                "first_sound_s": round(statistics.median(path.first_sound), 3),
+                "build_s": round(path.load_seconds, 1),
+            }
+            for seconds in args.durations:
+                inputs = make_inputs(batch_size, args.device)
+                frames = int(seconds * 50)
+                wall = timed(
+                    lambda path=path, inputs=inputs, frames=frames: path.generate(inputs, frames), args.device
+                )
+                row[f"real_time_factor_{seconds:g}s"] = round(wall / (seconds * batch_size), 2)
+            report["rows"].append(row)
+            print(
+                f"| {path.name} | {batch_size} | {row['step_s']:.3f} | {row['limit_s']:.3f} | {row['of_limit']:.0%} | "
+                f"{row['speedup_over_musicgen'] or '-'} | {row['step_s_a_prompt']:.4f} | {row['first_sound_s']:.2f} |",
+                flush=True,
+            )
+    report["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2)
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
