@@ -8,6 +8,8 @@
 
 import logging
 
+from transformers.utils.logging import disable_progress_bar
+
 from audiogen_hf.training.arguments import one_line_errors, parse_arguments
 from audiogen_hf.training.codec.arguments import EncodecTrainingArguments
 from audiogen_hf.training.codec.trainer import EncodecTrainer
@@ -16,6 +18,7 @@ from audiogen_hf.training.codec.trainer import EncodecTrainer
 def main():
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("audiogen_hf").setLevel(logging.INFO)
+    disable_progress_bar()  # of `save_pretrained`, at every checkpoint
     args = parse_arguments(EncodecTrainingArguments, description=__doc__.splitlines()[0])
     with one_line_errors():
         trainer = EncodecTrainer(args)

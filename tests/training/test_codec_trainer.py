@@ -9,13 +9,17 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
 
+from audiogen_hf import AudioGenConfig
+from audiogen_hf.convert_audiocraft import codec_state_from_audiocraft, codec_state_to_audiocraft
 from audiogen_hf.training.checkpointing import list_checkpoints
 from audiogen_hf.training.codec.arguments import EncodecTrainingArguments
 from audiogen_hf.training.codec.losses import si_snr
 from audiogen_hf.training.codec.modeling import build_encodec, encodec_config
 from audiogen_hf.training.codec.trainer import EncodecTrainer, codebook_statistics, count_codes
+from audiogen_hf.training.lm.model import load_codec
 
 RATE = 16000
 TINY = {
@@ -119,6 +123,26 @@ def test_a_run_leaves_models_that_stock_transformers_loads_and_that_have_the_log
         estimate[..., reader_clip["length"] :] = 0
         ratios.append(si_snr(estimate, audio).item())
     assert validation[-1]["validation/si_snr"] == pytest.approx(sum(ratios) / len(ratios), abs=1e-3)
+
+
+def test_a_trained_model_is_a_tokenizer_for_audiogen_and_fits_audiocrafts_layout(sounds, tmp_path):
+    train(sounds, tmp_path, max_steps=1)
+    codec = load_codec(str(tmp_path / "last"))
+    config = AudioGenConfig(
+        audio_encoder=codec.config.to_dict(),
+        decoder={"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+    )
+    assert (config.sampling_rate, config.frame_rate, config.audio_encoder.num_quantizers) == (RATE, 50, 4)
+    state = codec.state_dict()
+    restored = codec_state_from_audiocraft(codec_state_to_audiocraft(state))
+    assert all(torch.equal(restored[name], tensor) for name, tensor in state.items())
+
+
+def test_trackers_get_sounds_and_figures(sounds, tmp_path):
+    train(sounds, tmp_path, max_steps=2, report_to=["tensorboard"])
+    reader = EventAccumulator(str(tmp_path / "encodec"), size_guidance={"audio": 0}).Reload()
+    assert reader.Tags()["audio"] == [f"{kind}/{n}" for n in range(4) for kind in ("original", "reconstruction")]
+    assert {"train/mel", "validation/si_snr"} <= set(reader.Tags()["scalars"])
 
 
 def test_the_best_model_is_that_of_the_smallest_mel_distance(sounds, tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.utils import DistributedType, reduce, set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,6 +16,7 @@ from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
 from ...data import ClipCollator, ClipDataset, ClipLoader, ClipReader, frame_mask, load_audio_text_dataset
 from ..checkpointing import atomic_folder, find_checkpoint, rotate_checkpoints, write_checkpoint
+from ..distributed import build_accelerator
 from ..ema import ExponentialMovingAverage
 from ..schedules import build_schedule
 from ..tracking import RunLog
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold one
 KMEANS_VECTORS_PER_CODE = 4
 BEST_METRIC = "mel_distance"
+LOGGED_SOUNDS = 4
 
 
 class EncodecTrainer:
@@ -60,10 +61,10 @@ class EncodecTrainer:
     def __init__(self, args: EncodecTrainingArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
-        self.accelerator = Accelerator(
+        self.accelerator = build_accelerator(
             mixed_precision="no",
-            step_scheduler_with_optimizer=False,
-            log_with=args.report_to or None,
+            gradient_accumulation_steps=1,
+            report_to=args.report_to,
             project_dir=args.output_dir,
         )
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -182,6 +183,7 @@ class EncodecTrainer:
                 metrics = self.validate() if self.validation_loader is not None else {}
                 if metrics:
                     log.write(self.step, {f"validation/{name}": value for name, value in metrics.items()})
+                    self._log_sounds(log)
                 self.save(metrics)
                 window = _Window(self.codec.config, self.device)
             if self.step == args.max_steps:
@@ -275,9 +277,8 @@ class EncodecTrainer:
         with self.ema.applied_to(self.codec):
             for batch in self.validation_loader:
                 audio, mask = batch["input_values"].to(self.device), batch["padding_mask"].to(self.device)
-                encoded = self.codec.encode(audio, bandwidth=config.target_bandwidths[-1])
-                decoded = self.codec.decode(encoded.audio_codes, encoded.audio_scales).audio_values
-                estimate = decoded[..., : audio.shape[-1]] * mask[:, None]
+                estimate, codes = self._reconstruct(audio)
+                estimate = estimate * mask[:, None]
                 is_real = mask.any(dim=1)
                 ratio = si_snr(estimate, audio) * is_real
                 # Padding is silent in both and adds no distance, so the sum over all time is that over real time.
@@ -285,7 +286,7 @@ class EncodecTrainer:
                 seconds = mask.sum() / self.sampling_rate
                 totals += torch.stack([ratio.sum(), is_real.sum(), distance.sum(), seconds])
                 frames = frame_mask(mask, config.hop_length)
-                counts += count_codes(encoded.audio_codes[0], config.codebook_size, frames)
+                counts += count_codes(codes, config.codebook_size, frames)
         self.codec.train()
         ratios, clips, distances, seconds = reduce(totals, reduction="sum").tolist()
         if clips == 0:
@@ -297,6 +298,27 @@ class EncodecTrainer:
             "codebook_use": use,
             "codebook_perplexity": perplexity,
         }
+
+    def _reconstruct(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, 1, samples) -> the same shape, and codes (batch, codebooks, frames), by the stock methods."""
+        encoded = self.codec.encode(audio, bandwidth=self.codec.config.target_bandwidths[-1])
+        decoded = self.codec.decode(encoded.audio_codes, encoded.audio_scales).audio_values
+        return decoded[..., : audio.shape[-1]], encoded.audio_codes[0]
+
+    @torch.no_grad()
+    def _log_sounds(self, log: RunLog) -> None:
+        """Give the trackers, if there are any, the first sounds of the validation data and their reconstructions."""
+        if not self.accelerator.trackers or not self.accelerator.is_main_process:
+            return
+        clips = self.validation_loader.clips
+        with self.ema.applied_to(self.codec):
+            for number in range(min(LOGGED_SOUNDS, len(clips))):
+                audio = torch.from_numpy(clips[number]["audio"])[None, None].to(self.device)
+                estimate, _ = self._reconstruct(audio)
+                log.write_audio(self.step, f"original/{number}", audio[0], self.sampling_rate, "original")
+                log.write_audio(
+                    self.step, f"reconstruction/{number}", estimate[0], self.sampling_rate, "reconstruction"
+                )
 
     # ------------------------------------------------------------------------------------ checkpoints and models
 
