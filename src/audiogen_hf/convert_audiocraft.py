@@ -4,6 +4,7 @@ Each file is a pickle `{"best_state", "xp.cfg" (yaml text), "version", "exported
 `xp.cfg` names one.
 """
 
+import functools
 import hashlib
 import os
 import pickle
@@ -291,7 +292,7 @@ def _bandwidth(num_codebooks: int, codebook_size: int, sampling_rate: int, hop_l
 
 
 class AudioCraftCheckpoint:
-    """The two packages of one checkpoint, and what they say.
+    """The two packages of one checkpoint, and what they say. They are read when that is asked for.
 
     Args:
         name_or_path (`str` or `os.PathLike`): A folder or Hub id.
@@ -304,9 +305,20 @@ class AudioCraftCheckpoint:
         self.name_or_path = name_or_path
         self.lm_path = self._find(LM_FILE)
         self.codec_path = self._find(CODEC_FILE)
-        self.lm = load_package(self.lm_path)
-        self.xp = read_xp_config(self.lm["xp.cfg"])
-        self.text_encoder = str(text_encoder) if text_encoder is not None else self._named_text_encoder()
+        self.given_text_encoder = str(text_encoder) if text_encoder is not None else None
+
+    @functools.cached_property
+    def lm(self) -> dict[str, Any]:
+        return load_package(self.lm_path)
+
+    @functools.cached_property
+    def xp(self) -> dict[str, Any]:
+        return read_xp_config(self.lm["xp.cfg"])
+
+    @property
+    def text_encoder(self) -> str:
+        """A folder or Hub id."""
+        return self.given_text_encoder or self._named_text_encoder()
 
     def _find(self, filename: str) -> str:
         try:
@@ -408,11 +420,6 @@ class AudioCraftCheckpoint:
 def read_audiocraft_config(name_or_path: str | os.PathLike, **kwargs):
     """The [`AudioGenConfig`] of an AudioCraft checkpoint. Arguments as of [`AudioCraftCheckpoint`]."""
     return AudioCraftCheckpoint(name_or_path, **kwargs).config()
-
-
-def load_audiocraft_tokenizer(name_or_path: str | os.PathLike, **kwargs):
-    """The tokenizer of the text encoder that an AudioCraft checkpoint names."""
-    return AudioCraftCheckpoint(name_or_path, **kwargs).load_tokenizer()
 
 
 # Names of tensors
@@ -554,26 +561,25 @@ def converted_checkpoint(
     if not (folder / "config.json").is_file():
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "config.json").is_file():  # another process may have made it meanwhile
+                for unfinished in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+                    shutil.rmtree(unfinished, ignore_errors=True)
                 convert_checkpoint(checkpoint, folder)
     return str(folder)
 
 
 def _fingerprint(checkpoint: AudioCraftCheckpoint) -> str:
-    """Identifies what conversion reads. Files of the Hub cache are named after their content; those of a folder are
-    told by path, size and time."""
-    from transformers.utils import cached_file
-
+    """Identifies what conversion reads, without reading it: files of the Hub cache are named after their content,
+    those of a folder are told by path, size and time. A text encoder counts where it is given, not where the
+    checkpoint names it."""
     digest = hashlib.sha256(f"{CONVERSION}".encode())
-    config = cached_file(
-        checkpoint.text_encoder,
-        "config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **checkpoint._text_encoder_hub_kwargs(),
-    )
-    folder = Path(config).parent if config is not None else None
-    weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder is not None else []
-    for path in (checkpoint.lm_path, checkpoint.codec_path, *weights):
+    paths = [checkpoint.lm_path, checkpoint.codec_path]
+    given = checkpoint.given_text_encoder
+    if given is not None and os.path.isdir(given):
+        paths += sorted(path for path in Path(given).iterdir() if path.is_file())
+    elif given is not None:
+        config = _fetch(given, "config.json", missing_ok=True, **checkpoint._text_encoder_hub_kwargs())
+        digest.update(str(config).encode())  # its folder is named after the commit
+    for path in paths:
         real = Path(path).resolve()
         stat = real.stat()
         digest.update(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode())

@@ -114,7 +114,7 @@ class AudioGenProcessor(ProcessorMixin):
                 raise ValueError(f"`audio` takes one sound for each of the {num_texts} texts, got {len(sounds)}.")
             features.update(
                 self.feature_extractor(
-                    [sound.squeeze(0) if len(sound) == 1 else sound.T for sound in sounds],
+                    [sound.squeeze(0) if len(sound) == 1 else sound for sound in sounds],
                     sampling_rate=self.sampling_rate,
                     padding=True,
                     return_tensors=return_tensors,
