@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -18,6 +19,7 @@ def build_accelerator(
         project_dir: folder of the trackers' files.
     """
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # not told, processes without an accelerator do not join
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,

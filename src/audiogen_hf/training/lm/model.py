@@ -2,8 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -148,17 +146,17 @@ class LanguageModel(nn.Module):
         return outputs.loss, outputs.loss_per_codebook
 
 
-@contextmanager
-def gathered(language_model: nn.Module) -> Iterator[None]:
-    """Inside the block, what FSDP keeps at the root is whole on every process, so that parts can be called alone."""
-    if not isinstance(language_model, FSDPModule):
-        yield
-        return
-    language_model.unshard()
-    try:
-        yield
-    finally:
-        language_model.reshard()
+def reshard(language_model: nn.Module) -> None:
+    """Give up the whole weights that FSDP has gathered, so that changes of its shards are seen at the next use."""
+    for module in language_model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def unshard_root(language_model: nn.Module) -> None:
+    """Gather the weights that FSDP keeps outside the layers, so that the parts can be called without their root."""
+    if isinstance(language_model, FSDPModule):
+        language_model.unshard()
 
 
 def export_model(

@@ -5,7 +5,8 @@ import json
 import logging
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from .arguments import AudioGenTrainingArguments
 from .card import write_training_card
 from .data import Inputs, build_train_loader, encode_batch, open_validation_clips
 from .evaluation import cross_entropies, evaluate
-from .model import LanguageModel, build_model, export_model, gathered
+from .model import LanguageModel, build_model, export_model, reshard, unshard_root
 from .sampling import Sampler
 
 logger = logging.getLogger(__name__)
@@ -212,10 +213,14 @@ class AudioGenTrainer:
     def _unwrapped(self) -> LanguageModel:
         return self.accelerator.unwrap_model(self.language_model)
 
-    def _averaged(self):
-        """A context in which the model has its averaged weights, if there are any yet."""
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside the block the model has its averaged weights, if there are any yet."""
         has_average = self.ema is not None and self.ema.total_weight > 0
-        return self.ema.applied_to(self._unwrapped()) if has_average else nullcontext()
+        reshard(self.language_model)
+        with self.ema.applied_to(self._unwrapped()) if has_average else nullcontext():
+            yield
+            reshard(self.language_model)
 
     # ------------------------------------------------------------------------------------ validation and samples
 
@@ -241,7 +246,8 @@ class AudioGenTrainer:
     def generate_samples(self, log: RunLog) -> None:
         """Samples for the first validation clips, with the averaged weights; see `Sampler`."""
         self.language_model.eval()
-        with self._averaged(), gathered(self.language_model):
+        with self._averaged():
+            unshard_root(self.language_model)
             self.sampler.run(self.step, log, self.output_dir)
         self.language_model.train()
 
@@ -260,13 +266,13 @@ class AudioGenTrainer:
                     save_file(average, folder / EMA_FILE)
 
         # 2. Models to use, the best one by the validation's cross entropy
+        best = best_checkpoint(list_checkpoints(self.output_dir), BEST_METRIC)
         with self._averaged():
             state = self.accelerator.get_state_dict(self.language_model)
-        best = best_checkpoint(list_checkpoints(self.output_dir), BEST_METRIC)
-        for name in ["last", "best"] if best is not None and best.step == self.step else ["last"]:
-            with atomic_folder(self.output_dir / name) as folder:
-                if self.accelerator.is_main_process:
-                    self._export(folder, state)
+            for name in ["last", "best"] if best is not None and best.step == self.step else ["last"]:
+                with atomic_folder(self.output_dir / name) as folder:
+                    if self.accelerator.is_main_process:
+                        self._export(folder, state)
 
         # 3. No more checkpoints than wanted
         if self.accelerator.is_main_process:
