@@ -270,7 +270,7 @@ def test_bad_options_are_refused_by_name(sounds, tmp_path, options, message):
 def test_options_are_kept_beside_the_run_and_can_start_it_again(sounds, tmp_path):
     from audiogen_hf.training.arguments import parse_arguments
 
-    args = arguments(sounds, tmp_path, discriminator=False, upsampling_ratios=[4, 4, 2])
-    EncodecTrainer(args)
+    args = arguments(sounds, tmp_path, discriminator=False, upsampling_ratios=[4, 4, 2], max_steps=1)
+    EncodecTrainer(args).train()
     assert parse_arguments(EncodecTrainingArguments, ["--config", str(tmp_path / "arguments.yaml")]) == args
     assert math.prod(dataclasses.asdict(args)["upsampling_ratios"]) == 32

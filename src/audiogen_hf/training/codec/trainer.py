@@ -72,14 +72,16 @@ class EncodecTrainer:
         self.device = self.accelerator.device
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            options = yaml.safe_dump(dataclasses.asdict(args), sort_keys=False)
-            (self.output_dir / "arguments.yaml").write_text(options, encoding="utf-8")
         set_seed(args.seed)
 
         self.codec = self._build_codec()
         self.sampling_rate = self.codec.config.sampling_rate
-        self.train_loader = self._build_train_loader()
-        self.validation_loader = self._build_validation_loader() if args.validation_data else None
+        self.train_loader = self._build_loader(args.train_data, args.train_split, args.segment_duration, training=True)
+        self.validation_loader = None
+        if args.validation_data is not None:
+            self.validation_loader = self._build_loader(
+                args.validation_data, args.validation_split, args.validation_segment_duration, training=False
+            )
 
         self.quantizer = QuantizerTrainer(
             self.codec.quantizer, args.codebook_decay, args.dead_code_ratio, seed=args.seed
@@ -122,38 +124,23 @@ class EncodecTrainer:
             raise ValueError("model_name_or_path: its codebooks have no cluster sizes, they cannot be trained further")
         return codec
 
-    def _build_train_loader(self) -> ClipLoader:
+    def _build_loader(self, data: str, split: str, duration: float, training: bool) -> ClipLoader:
         args = self.args
-        self._check_duration("segment_duration", args.segment_duration)
-        rows = load_audio_text_dataset(args.train_data, split=args.train_split, with_text=False)
-        reader = ClipReader(self.sampling_rate, args.segment_duration, args.min_segment_ratio)
-        return ClipLoader(
-            ClipDataset(rows, reader, seed=args.seed),
-            ClipCollator(),
-            args.batch_size,
-            num_workers=args.num_workers,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-        )
-
-    def _build_validation_loader(self) -> ClipLoader:
-        args = self.args
-        self._check_duration("validation_segment_duration", args.validation_segment_duration)
-        rows = load_audio_text_dataset(args.validation_data, split=args.validation_split, with_text=False)
-        reader = ClipReader(self.sampling_rate, args.validation_segment_duration, args.min_segment_ratio)
-        return ClipLoader.evaluation(
-            ClipDataset(rows, reader, seed=args.seed, shuffle=False),
-            ClipCollator(),
-            args.batch_size,
-            num_workers=args.num_workers,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-        )
-
-    def _check_duration(self, name: str, duration: float) -> None:
-        if duration * self.sampling_rate < LONGEST_WINDOW:
+        reader = ClipReader(self.sampling_rate, duration, args.min_segment_ratio)
+        if reader.num_samples < LONGEST_WINDOW:
             shortest = LONGEST_WINDOW / self.sampling_rate
+            name = "segment_duration" if training else "validation_segment_duration"
             raise ValueError(f"{name}: got {duration}, takes at least {shortest} s, the longest window of the losses")
+        rows = load_audio_text_dataset(data, split=split, with_text=False)
+        make_loader = ClipLoader if training else ClipLoader.evaluation
+        return make_loader(
+            ClipDataset(rows, reader, seed=args.seed, shuffle=training),
+            ClipCollator(),
+            args.batch_size,
+            num_workers=args.num_workers,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+        )
 
     def _prepare(self, module: nn.Module):
         """The module on its device (and in DDP), its Adam, and the schedule of its learning rate."""
@@ -169,6 +156,10 @@ class EncodecTrainer:
         """Train up to `max_steps`, log, validate and save on the way."""
         args = self.args
         log = RunLog(self.accelerator, self.output_dir, "encodec", dataclasses.asdict(args))
+        if self.accelerator.is_main_process:
+            partial = self.output_dir / ".arguments.yaml.partial"
+            partial.write_text(yaml.safe_dump(dataclasses.asdict(args), sort_keys=False), encoding="utf-8")
+            partial.replace(self.output_dir / "arguments.yaml")
         if self.step == 0 and args.model_name_or_path is None:
             self.initialize_codebooks()
         self.model.train()
@@ -185,7 +176,7 @@ class EncodecTrainer:
                     log.write(self.step, {f"validation/{name}": value for name, value in metrics.items()})
                     self._log_sounds(log)
                 self.save(metrics)
-                window = _Window(self.codec.config, self.device)
+                window = _Window(self.codec.config, self.device)  # its clock leaves validation out
             if self.step == args.max_steps:
                 break
         log.close()
