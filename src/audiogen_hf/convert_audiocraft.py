@@ -149,13 +149,17 @@ def load_package(path: str | os.PathLike) -> dict[str, Any]:
             package = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain values, and is not read: {str(error).splitlines()[0]}"
+            f"{path} holds more than tensors and plain values, and is not read: {_first_line(error)}"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from error
     if not isinstance(package, dict) or not ("pretrained" in package or {"best_state", "xp.cfg"} <= package.keys()):
         raise ValueError(f"{path} is no checkpoint of AudioCraft: it takes the entries 'best_state' and 'xp.cfg'.")
     return package
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_xp_config(text: str) -> dict[str, Any]:
@@ -394,11 +398,13 @@ class AudioCraftCheckpoint:
     def _no_text_encoder(self, error: Exception) -> str:
         return (
             f"The text encoder {self.text_encoder!r} of {self.name_or_path} cannot be loaded; pass "
-            f"`text_encoder=` with a folder or Hub id that has it. {str(error).splitlines()[0]}"
+            f"`text_encoder=` with a folder or Hub id that has it. {_first_line(error)}"
         )
 
     def config(self):
         """The [`AudioGenConfig`] of the checkpoint."""
+        from huggingface_hub.errors import StrictDataclassError
+
         from .configuration_audiogen import AudioGenConfig
         from .model_card import CARD_FILE, provenance
 
@@ -406,15 +412,16 @@ class AudioCraftCheckpoint:
         base_model, license = provenance(
             self.name_or_path, _fetch(self.name_or_path, CARD_FILE, missing_ok=True, **self.hub_kwargs)
         )
-        return AudioGenConfig(
-            text_encoder=self.text_encoder_config().to_dict(),
-            audio_encoder=codec_arguments,
-            decoder=_decoder_config(self.xp),
-            segment_duration=_require(self.xp, "dataset.segment_duration"),
-            base_model=base_model,
-            license=license,
-            dtype="float32",
-        )
+        arguments = {
+            "text_encoder": self.text_encoder_config().to_dict(),
+            "audio_encoder": codec_arguments,
+            "decoder": _decoder_config(self.xp),
+            "segment_duration": _require(self.xp, "dataset.segment_duration"),
+        }
+        try:
+            return AudioGenConfig(**arguments, base_model=base_model, license=license, dtype="float32")
+        except StrictDataclassError as error:
+            raise ValueError(f"`xp.cfg` of {self.name_or_path}: {error.__cause__}") from error
 
 
 def read_audiocraft_config(name_or_path: str | os.PathLike, **kwargs):
@@ -577,7 +584,10 @@ def _fingerprint(checkpoint: AudioCraftCheckpoint) -> str:
     if given is not None and os.path.isdir(given):
         paths += sorted(path for path in Path(given).iterdir() if path.is_file())
     elif given is not None:
-        config = _fetch(given, "config.json", missing_ok=True, **checkpoint._text_encoder_hub_kwargs())
+        try:
+            config = _fetch(given, "config.json", **checkpoint._text_encoder_hub_kwargs())
+        except OSError as error:
+            raise ValueError(checkpoint._no_text_encoder(error)) from error
         digest.update(str(config).encode())  # its folder is named after the commit
     for path in paths:
         real = Path(path).resolve()
