@@ -187,6 +187,7 @@ class ClipLoader:
                 collate_fn=self._collate,
                 num_workers=self.num_workers,
                 pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # or each start of an iteration would move the global random stream
             )
         )
 

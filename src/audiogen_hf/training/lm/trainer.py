@@ -96,7 +96,10 @@ class AudioGenTrainer:
         # 4. What learns
         language_model = LanguageModel(self.model)
         if args.gradient_checkpointing:
-            self.model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            decoder = self.model.decoder
+            # transformers 5.23 renamed it and warns of the old name.
+            renamed = getattr(decoder, "activation_checkpointing_enable", None)
+            (renamed or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
         if args.torch_compile:
             for layer in self.model.decoder.layers:
                 layer.compile()
