@@ -52,7 +52,7 @@ class GaussianStatistics:
         """
         factor, pivots, rank, _ = lapack.dpstrf(self.covariance)
         root = np.zeros((rank, len(self.mean)))
-        root[:, pivots - 1] = np.triu(factor)[:rank]
+        root[:, pivots - 1] = np.triu(factor[:rank])
         return root
 
 
