@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, EncodecConfig, EncodecModel
@@ -60,12 +61,15 @@ def _from_scratch(args: AudioGenTrainingArguments):
     name = args.text_encoder or DEFAULT_TEXT_ENCODER
     text_encoder = AutoModelForTextEncoding.from_pretrained(name, dtype=torch.float32)
     codec = load_codec(args.tokenizer_model)
-    config = AudioGenConfig(
-        text_encoder=text_encoder.config.to_dict(),
-        audio_encoder=codec.config.to_dict(),
-        decoder=_decoder_config(args.model_scale, codec.config).to_dict(),
-        segment_duration=args.segment_duration or DEFAULT_SEGMENT_DURATION,
-    )
+    try:
+        config = AudioGenConfig(
+            text_encoder=text_encoder.config.to_dict(),
+            audio_encoder=codec.config.to_dict(),
+            decoder=_decoder_config(args.model_scale, codec.config).to_dict(),
+            segment_duration=args.segment_duration or DEFAULT_SEGMENT_DURATION,
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"model_scale {args.model_scale}: {error.__cause__ or error}") from error
     model = AudioGenForConditionalGeneration(config)
     model.text_encoder, model.audio_encoder = text_encoder, codec
     model.generation_config = default_generation_config(config)
