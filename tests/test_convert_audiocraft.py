@@ -15,11 +15,13 @@ from testing_utils import (
     LM_FILE,
     PROMPTS,
     TEXT_ENCODER,
+    HubServer,
     generate_codes,
     json_of,
     load_model,
     naive_generate,
     rewrite_checkpoint,
+    run_python,
 )
 from transformers import EncodecModel
 
@@ -472,3 +474,88 @@ def test_the_codec_alone_is_a_stock_encodec(model, tmp_path, reference):
     codec = EncodecModel.from_pretrained(tmp_path)
     codes = codec.encode(reference["codec/wav"]).audio_codes[0]
     assert torch.equal(codes, reference["codec/codes"])
+
+
+# The Hub
+
+ON_THE_HUB = """
+import json, sys
+from pathlib import Path
+from audiogen_hf import AudioGenConfig, AudioGenForConditionalGeneration, AudioGenProcessor
+
+repo, cache = "facebook/audiogen-medium", Path(sys.argv[1])
+
+def bias(name=repo, **kwargs):
+    return AudioGenForConditionalGeneration.from_pretrained(name, **kwargs).decoder.norm.bias[0].item()
+
+def error(name=repo, **kwargs):
+    try:
+        bias(name, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+results = {
+    "before anything is cached": error(local_files_only=True),
+    "main": bias(),
+    "another revision": bias(revision="v2"),
+    "no such revision": error(revision="v3"),
+    "no such repository": error("nobody/nothing"),
+    "without token": error("me/private"),
+    "with token": bias("me/private", token="hf_secret"),
+    "cache_dir": bias(cache_dir=cache),
+    "local_files_only": bias(local_files_only=True),
+    "local_files_only in cache_dir": bias(local_files_only=True, cache_dir=cache),
+    "width": AudioGenConfig.from_pretrained(repo).decoder.hidden_size,
+    "ids": AudioGenProcessor.from_pretrained(repo)(text="rain")["input_ids"].tolist(),
+    "in cache_dir": sorted(path.name for path in cache.iterdir() if path.is_dir() and path.name[0] != "."),
+}
+print(json.dumps(results))
+"""
+OFFLINE = """
+import json
+from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor
+
+repo = "facebook/audiogen-medium"
+model = AudioGenForConditionalGeneration.from_pretrained(repo)
+ids = AudioGenProcessor.from_pretrained(repo)(text="rain")["input_ids"].tolist()
+try:
+    AudioGenForConditionalGeneration.from_pretrained("me/other")
+except OSError as error:
+    print(json.dumps({"bias": model.decoder.norm.bias[0].item(), "ids": ids, "error": str(error)}))
+"""
+
+
+def test_hub_ids_load_as_users_know_them(tmp_path, processor):
+    """Revisions, tokens, caches, offline mode, with a text encoder that `xp.cfg` names and a stand-in for the Hub."""
+
+    def with_bias(value):
+        return lambda state, xp: state["out_norm.bias"].fill_(value)
+
+    folders = {name: rewrite_checkpoint(tmp_path / name, lm=with_bias(v)) for name, v in [("one", 1.0), ("two", 2.0)]}
+    repos = {
+        "facebook/audiogen-medium": {"main": folders["one"], "v2": folders["two"]},
+        "me/private": {"main": folders["two"]},
+        "t5-large": {"main": TEXT_ENCODER},
+    }
+    home = {"HF_HOME": str(tmp_path / "home")}
+    with HubServer(repos, tokens={"me/private": "hf_secret"}) as hub:
+        results = json_of(run_python(ON_THE_HUB, tmp_path / "cache", env={**home, **hub.environment}))
+        downloads = [
+            request for request in hub.requests if request.startswith("GET") and request.endswith(f"/{LM_FILE}")
+        ]
+    ids = processor(text="rain")["input_ids"].tolist()
+    assert results["main"] == results["cache_dir"] == results["local_files_only"] == 1.0
+    assert results["local_files_only in cache_dir"] == 1.0
+    assert results["another revision"] == results["with token"] == 2.0
+    assert (results["width"], results["ids"]) == (64, ids)
+    assert results["in cache_dir"] == ["assets", "models--facebook--audiogen-medium", "models--t5-large"]
+    assert re.match("OSError.*couldn't find them in the cached files", results["before anything is cached"], re.DOTALL)
+    assert re.match("OSError: v3 is not a valid git identifier", results["no such revision"])
+    for case in ("no such repository", "without token"):
+        assert re.match("OSError: .* is not a local folder and is not a valid model identifier", results[case])
+    # Each file once: two revisions, the private repository, and once more into `cache_dir`.
+    assert len(downloads) == 4
+
+    results = json_of(run_python(OFFLINE, env={**home, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}))
+    assert (results["bias"], results["ids"]) == (1.0, ids)
+    assert "offline" in results["error"] and "me/other" not in os.listdir(tmp_path / "home/hub")

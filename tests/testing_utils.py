@@ -1,11 +1,15 @@
 """Helpers of the tests: the tiny checkpoint and variants of it, models of other shapes, a naive decoding loop."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import torch
 import yaml
@@ -192,3 +196,78 @@ def run_python(code: str, *args: str, check: bool = True, env: dict[str, str] | 
 def json_of(result: subprocess.CompletedProcess):
     """What a process of `run_python` printed as its last line."""
     return json.loads(result.stdout.splitlines()[-1])
+
+
+class HubServer:
+    """A stand-in for the Hub on 127.0.0.1 that serves folders: `{repo: {revision: folder}}`, some behind a token.
+
+    A context manager; `environment` holds what a process needs to use it.
+    """
+
+    def __init__(self, repos: dict[str, dict[str, Path]], tokens: dict[str, str] | None = None):
+        self.repos = repos
+        self.tokens = tokens or {}
+        self.requests: list[str] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HUB_OFFLINE": "0"}
+
+    def __enter__(self):
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                self.answer(with_body=False)
+
+            def do_GET(self):
+                self.answer(with_body=True)
+
+            def answer(self, with_body: bool):
+                hub.requests.append(f"{self.command} {self.path}")
+                status, headers, body = hub.respond(unquote(urlsplit(self.path).path), self.headers)
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def respond(self, path: str, headers) -> tuple[int, dict[str, str], bytes]:
+        def missing(what: str, status: int = 404):
+            return status, {"X-Error-Code": what, "X-Error-Message": what}, b"{}"
+
+        api = path.startswith("/api/models/")
+        name = path.removeprefix("/api/models" if api else "").strip("/")
+        repo = next((repo for repo in self.repos if name == repo or name.startswith(f"{repo}/")), None)
+        token = self.tokens.get(repo)
+        if repo is None or (token is not None and headers.get("Authorization") != f"Bearer {token}"):
+            return missing("RepoNotFound", 401)
+        rest = name.removeprefix(repo).strip("/")
+        if api:
+            if rest:  # a listing of a folder in it
+                return missing("EntryNotFound")
+            return 200, {"Content-Type": "application/json"}, json.dumps({"id": repo, "siblings": []}).encode()
+        _, revision, filename = rest.split("/", 2)
+        commit = {hashlib.sha1(f"{repo}{name}".encode()).hexdigest(): name for name in self.repos[repo]}
+        revision = commit.get(revision, revision)
+        if revision not in self.repos[repo]:
+            return missing("RevisionNotFound")
+        headers = {"X-Repo-Commit": hashlib.sha1(f"{repo}{revision}".encode()).hexdigest()}
+        file = self.repos[repo][revision] / filename
+        if not file.is_file():
+            status, error, body = missing("EntryNotFound")
+            return status, {**headers, **error}, body
+        body = file.read_bytes()
+        return 200, {**headers, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}, body
