@@ -227,29 +227,13 @@ def test_two_processes_find_what_one_does(dataset, tmp_path):
     figures = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--master_port",
-            "0",
-        ]
-        command += [
-            EXAMPLE,
-            "--model",
-            CHECKPOINT,
-            "--text-encoder",
-            TEXT_ENCODER,
-            "--dataset",
-            dataset,
-            "--device",
-            "cpu",
-        ]
-        command += ["--split", "train", "--duration", "1", "--metrics", "kld", "fad", "--output", output]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command += [EXAMPLE, "--model", CHECKPOINT, "--text-encoder", TEXT_ENCODER, "--dataset", dataset]
+        command += ["--split", "train", "--duration", "1", "--metrics", "kld", "fad"]
+        command += ["--device", "cpu", "--output", output]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=140)
         assert run.returncode == 0, run.stderr
+        assert run.stdout.count("written:") == 1
         figures.append(json.loads((output / "results.json").read_text()))
     one, two = figures
     for metric in ("kld", "fad"):

@@ -112,7 +112,7 @@ def evaluate_folders(
     reasons = choose_metrics(metrics, sounds, captions)
 
     # 2. Features of this process's share of the clips
-    state = PartialState()
+    state = process_state(device)
     if backbones is None:
         chosen = [metric for metric, reason in reasons.items() if reason is None]
         backbones = load_backbones(preset, chosen, device or state.device)
@@ -127,6 +127,12 @@ def evaluate_folders(
     if not state.is_main_process:
         return None
     return Evaluation(summarize(collector, {side: len(files) for side, files in sounds.items()}), collector.clips)
+
+
+def process_state(device: str | torch.device | None) -> PartialState:
+    """Return this process's place among those launched; on CPUs they find each other only when told to."""
+    on_cpu = torch.device(device).type == "cpu" if device is not None else not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu)
 
 
 def choose_metrics(

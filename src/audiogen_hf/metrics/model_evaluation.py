@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..audio_utils import write_audio
 from .bootstrap import bootstrap_mean_interval
 from .codec import CodebookStatistics, si_snr
-from .evaluation import Evaluation, check_metrics, evaluate_folders, load_backbones, write_text
+from .evaluation import Evaluation, check_metrics, evaluate_folders, load_backbones, process_state, write_text
 from .presets import Preset, get_preset
 
 IGNORE_INDEX = -100
@@ -107,7 +106,7 @@ def evaluate_model(
     from ..data import ClipDataset, ClipReader, load_audio_text_dataset
 
     # 1. What can fail early: the backbones, and the folder, which must be empty or of the same settings
-    state = PartialState()
+    state = process_state(device)
     device = device or state.device
     output = Path(output)
     preset = get_preset(preset) if isinstance(preset, str) else preset
@@ -156,6 +155,7 @@ def evaluate_model(
         preset=preset,
         metrics=metrics,
         backbones=backbones,
+        device=device,
         progress=progress,
     )
     if evaluation is not None:
