@@ -11,7 +11,7 @@ from .registration import register_with_auto_classes
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "audio_utils": ["read_audio", "write_audio"],
+    "audio_utils": ["read_audio", "read_metadata", "write_audio"],
     "configuration_audiogen": ["AudioGenConfig", "AudioGenDecoderConfig"],
     "convert_audiocraft": ["export_audiocraft"],
     "generation_audiogen": ["AudioGenGenerateOutput"],
