@@ -67,7 +67,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).replace("`text_encoder=`", "--text-encoder").split())
 
 
 def _import_quietly():
@@ -329,7 +329,7 @@ def _load_model(name: str, text_encoder: str | None, device, dtype):
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    message = f"cannot load {name}: {str(error).splitlines()[0].replace('`text_encoder=`', '--text-encoder')}"
+    message = f"cannot load {name}: {str(error).splitlines()[0]}"
     if os.path.exists(name):
         return message
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
