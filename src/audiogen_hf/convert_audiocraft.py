@@ -91,10 +91,10 @@ CODEC_RULES = [
 WEIGHT_NORM = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
-# Finding a checkpoint
+# Finding a checkpoint. The first argument goes by position: Auto classes pass a `name_or_path` among the others.
 
 
-def is_audiocraft_checkpoint(name_or_path: str | os.PathLike, **hub_kwargs) -> bool:
+def is_audiocraft_checkpoint(name_or_path: str | os.PathLike, /, **hub_kwargs) -> bool:
     """Whether a folder or Hub repository holds AudioCraft's files and no `config.json`.
 
     Args:
@@ -108,13 +108,13 @@ def is_audiocraft_checkpoint(name_or_path: str | os.PathLike, **hub_kwargs) -> b
     return not _has_file(name_or_path, "config.json", **hub_kwargs) and _has_file(name_or_path, LM_FILE, **hub_kwargs)
 
 
-def _has_file(name_or_path, filename: str, **hub_kwargs) -> bool:
+def _has_file(name_or_path, filename: str, /, **hub_kwargs) -> bool:
     if os.path.isdir(name_or_path):
         return (Path(name_or_path) / filename).is_file()
     return _fetch(name_or_path, filename, missing_ok=True, **hub_kwargs) is not None
 
 
-def _fetch(name_or_path, filename: str, missing_ok: bool = False, **hub_kwargs) -> str | None:
+def _fetch(name_or_path, filename: str, /, missing_ok: bool = False, **hub_kwargs) -> str | None:
     """The local path of a file of a folder or Hub repository."""
     from transformers.utils import cached_file
 
@@ -304,7 +304,9 @@ class AudioCraftCheckpoint:
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, ...
     """
 
-    def __init__(self, name_or_path: str | os.PathLike, text_encoder: str | os.PathLike | None = None, **hub_kwargs):
+    def __init__(
+        self, name_or_path: str | os.PathLike, /, text_encoder: str | os.PathLike | None = None, **hub_kwargs
+    ):
         self.hub_kwargs = hub_kwargs
         self.name_or_path = name_or_path
         self.lm_path = self._find(LM_FILE)
@@ -424,7 +426,7 @@ class AudioCraftCheckpoint:
             raise ValueError(f"`xp.cfg` of {self.name_or_path}: {error.__cause__}") from error
 
 
-def read_audiocraft_config(name_or_path: str | os.PathLike, **kwargs):
+def read_audiocraft_config(name_or_path: str | os.PathLike, /, **kwargs):
     """The [`AudioGenConfig`] of an AudioCraft checkpoint. Arguments as of [`AudioCraftCheckpoint`]."""
     return AudioCraftCheckpoint(name_or_path, **kwargs).config()
 
@@ -543,7 +545,7 @@ def _check_shapes(what: str, state: dict, expected: dict):
 
 
 def converted_checkpoint(
-    name_or_path: str | os.PathLike, text_encoder: str | os.PathLike | None = None, **kwargs
+    name_or_path: str | os.PathLike, /, text_encoder: str | os.PathLike | None = None, **kwargs
 ) -> str | None:
     """The folder with the converted form of an AudioCraft checkpoint, made at the first call.
 
