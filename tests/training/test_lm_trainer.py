@@ -262,7 +262,9 @@ def test_models_of_a_run_load_in_both_layouts_and_train_further(tmp_path, codec_
     assert trainer.step == 1
     # The tokenizer of a whole AudioGen, in either layout, serves a model from scratch.
     for tokenizer in (CHECKPOINT, tmp_path / "first" / "last"):
-        trainer = train(tmp_path / "third", **{**from_scratch(codec_folder), "tokenizer_model": str(tokenizer)}, **options)
+        trainer = train(
+            tmp_path / "third", **{**from_scratch(codec_folder), "tokenizer_model": str(tokenizer)}, **options
+        )
         codec, expected = trainer.model.audio_encoder.state_dict(), model.audio_encoder.state_dict()
         assert all(torch.equal(codec[name], expected[name]) for name in expected)
 
