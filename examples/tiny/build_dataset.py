@@ -611,8 +611,8 @@ def print_table(rows: dict[tuple[str, str], list[dict]]) -> None:
         for part in ("codec", "lm"):
             mine = [line for which, _, line in chosen if which == part]
             clips = [sum(entry[:2] == (part, split) for entry in chosen) for split in SPLITS] if part == "lm" else []
-            files = len({line["file_id"] for line in mine if label(line) != "(mixes)"})
-            cells += [files, *clips, sum(line["duration"] for line in mine) / 60]
+            single = [line["file_id"].split(" + ") for line in mine if "+" not in line["sound_class"]]
+            cells += [len(set(chain(*single))), *clips, sum(line["duration"] for line in mine) / 60]
         print("{:16} {:11d} {:6.1f} {:9d} {:6d} {:6d} {:6d} {:6.1f}".format(name, *cells))
 
 
