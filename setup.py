@@ -34,6 +34,7 @@ EVALUATION = [
     "datasets>=4.0",
     "evaluate>=0.4.3",
     "scipy>=1.14",
+    "matplotlib>=3.8",  # spectrograms of the report
 ]
 TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6"]
 QUALITY = ["ruff>=0.9"]
