@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
 NUM_GROUPS = 32
 
@@ -91,8 +91,10 @@ class GroupedMoments:
         centred = embeddings - mean
         total = self.counts[group] + count
         shift = mean - self.means[group]
-        self.scatters[group] += centred.T @ centred
-        self.scatters[group] += np.outer(shift, shift) * (self.counts[group] * count / total)
+        # One product for the scatter within the clip and that between its mean and the group's, added in place: a
+        # temporary (D, D) matrix costs ten times as much. (A symmetric matrix is its transpose, in BLAS's own order.)
+        rows = np.vstack([centred, shift * np.sqrt(self.counts[group] * count / total)])
+        blas.dgemm(1.0, rows.T, rows.T, beta=1.0, c=self.scatters[group].T, trans_b=True, overwrite_c=True)
         self.means[group] += shift * (count / total)
         self.counts[group] = total
 
