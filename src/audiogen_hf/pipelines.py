@@ -47,8 +47,9 @@ def pipeline(
     """
     folder = None
     if isinstance(model, (str, os.PathLike)):
-        hub_kwargs = {name: value for name, value in {**kwargs, **(model_kwargs or {})}.items() if name in HUB_OPTIONS}
-        folder = converted_checkpoint(model, text_encoder=text_encoder, revision=revision, token=token, **hub_kwargs)
+        given = {"revision": revision, "token": token, **kwargs, **(model_kwargs or {})}
+        hub_kwargs = {name: value for name, value in given.items() if name in HUB_OPTIONS}
+        folder = converted_checkpoint(model, text_encoder=text_encoder, **hub_kwargs)
     if folder is not None:
         task, model, revision = task or "text-to-audio", folder, None
     elif text_encoder is not None:
