@@ -52,10 +52,13 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
 
 
-def run_example(output_dir: Path, check: bool = True, **options) -> subprocess.CompletedProcess:
+def run_example(
+    output_dir: Path, check: bool = True, env: dict[str, str] | None = None, **options
+) -> subprocess.CompletedProcess:
     """A run in a process of its own."""
     command = [sys.executable, *command_line(output_dir, **options)]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250)
+    env = environment(**(env or {}))
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=250)
     assert not check or result.returncode == 0, result.stderr[-4000:]
     return result
 

@@ -1,4 +1,4 @@
-"""Several processes learn what one learns; a killed run goes on as if nothing had happened. All through the example."""
+"""Several processes learn what one learns; a killed run resumes as if nothing had been. All through the example."""
 
 import json
 import os

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lm_utils import SOUNDS, TINY, from_scratch, read_log, train, weights
+from lm_utils import SOUNDS, TINY, from_scratch, read_log, run_example, train, weights
 from safetensors.torch import load_file
 
 from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor
@@ -294,3 +294,15 @@ def test_the_sounds_of_these_tests_are_real():
         for path in sorted((SOUNDS / name).glob("*.ogg")):
             sound, rate = soundfile.read(path)
             assert rate == 16000 and sound.std() > 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_other_trackers_take_figures_sounds_and_spectrograms(tmp_path, codec_folder, name):
+    pytest.importorskip(name)
+    options = {**from_scratch(codec_folder), "max_steps": 2, "save_steps": 2, "sample_steps": 2, "num_samples": 1}
+    folders = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    run_example(tmp_path / "run", env=folders, **options, report_to=[name], sample_kinds=["conditional"])
+    media = [path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "run")]
+    assert len([path for path in media if path.suffix == ".wav"]) == 2
+    assert len([path for path in media if path.suffix == ".png"]) == 2
