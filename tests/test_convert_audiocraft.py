@@ -1,10 +1,12 @@
 """AudioCraft's checkpoints: read, converted once, written back; and every way in which they can be broken."""
 
+import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ from testing_utils import (
     naive_generate,
     rewrite_checkpoint,
     run_python,
+    write_medium_checkpoint,
 )
 from transformers import EncodecModel
 
 from audiogen_hf import AudioGenConfig, AudioGenForConditionalGeneration, export_audiocraft
-from audiogen_hf.convert_audiocraft import is_audiocraft_checkpoint, load_package, read_xp_config
+from audiogen_hf.audiocraft_xp_config import read_xp_config
+from audiogen_hf.convert_audiocraft import is_audiocraft_checkpoint, load_package
 
 
 def set_in(xp: dict, key: str, value) -> None:
@@ -559,3 +563,54 @@ def test_hub_ids_load_as_users_know_them(tmp_path, processor):
     results = json_of(run_python(OFFLINE, env={**home, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}))
     assert (results["bias"], results["ids"]) == (1.0, ids)
     assert "offline" in results["error"] and "me/other" not in os.listdir(tmp_path / "home/hub")
+
+
+# Size
+
+MEDIUM = """
+import json, resource, sys, time
+import torch
+from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor
+from audiogen_hf.convert_audiocraft import converted_checkpoint
+
+folder, text_encoder = sys.argv[1:3]
+dtype, generate = getattr(torch, sys.argv[3]), sys.argv[4] == "generate"
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+start = time.perf_counter()
+converted_checkpoint(folder, text_encoder=text_encoder)
+results = {"peak while converting": peak()}
+model = AudioGenForConditionalGeneration.from_pretrained(folder, text_encoder=text_encoder, dtype=dtype)
+results["load"] = time.perf_counter() - start
+if generate:
+    inputs = AudioGenProcessor.from_pretrained(folder, text_encoder=text_encoder)(text="a dog barks")
+    model.generate(**inputs, max_new_tokens=1)
+    start = time.perf_counter()
+    codes = model.generate(**inputs, max_new_tokens=5, return_dict_in_generate=True).audio_codes
+    results["step"] = (time.perf_counter() - start) / 8
+    results["codes"] = list(codes.shape)
+    results["peak"] = peak()
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_checkpoint_of_medium_size_converts_in_little_memory_and_once():
+    """The figures of docs/source/generation.md; needs 8 GB in /var/tmp and 12 GB of memory."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        checkpoint = write_medium_checkpoint(Path(folder) / "medium")
+        weights = sum((checkpoint / filename).stat().st_size for filename in (LM_FILE, CODEC_FILE))
+
+        def load(dtype: str, generate: str = "") -> dict:
+            environment = {"HF_HOME": str(Path(folder) / "home"), "OMP_NUM_THREADS": "1"}
+            return json_of(run_python(MEDIUM, checkpoint, TEXT_ENCODER, dtype, generate, env=environment))
+
+        first, second = load("float16"), load("float16")
+        float32 = load("float32", "generate")
+        print(json.dumps({"weights": weights, "first": first, "second": second, "float32": float32}))
+        assert first["peak while converting"] <= weights + 2 * 2**30
+        assert second["load"] < first["load"] / 10
+        assert float32["codes"] == [1, 4, 5]

@@ -28,7 +28,8 @@ def load_and_generate(folder):
     model = AutoModelForTextToWaveform.from_pretrained(folder, trust_remote_code=True)
     options = {"max_new_tokens": 5, "do_sample": False, "guidance_scale": 3.0, "return_dict_in_generate": True}
     codes = model.generate(**processor(text=prompts), **options).audio_codes
-    return model, processor, codes.tolist(), {type(part).__module__.split(".")[0] for part in (config, processor, model)}
+    modules = {type(part).__module__.split(".")[0] for part in (config, processor, model)}
+    return model, processor, codes.tolist(), modules
 
 try:
     AutoModelForTextToWaveform.from_pretrained(folder, trust_remote_code=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -176,6 +177,68 @@ def rewrite_checkpoint(
             change(package["best_state"], xp)
             package["xp.cfg"] = yaml.safe_dump(xp, sort_keys=False)
         torch.save(package, folder / filename)
+    return folder
+
+
+def write_medium_checkpoint(folder: Path) -> Path:
+    """An AudioCraft checkpoint of the size of `facebook/audiogen-medium`: 1.8 B random weights in half precision, its
+    EnCodec, and the width of the tiny text encoder. Weights are drawn in the file itself, mapped to memory."""
+    from transformers import EncodecModel
+
+    from audiogen_hf import AudioGenConfig
+    from audiogen_hf.audiocraft_state_dict import codec_state_to_audiocraft
+
+    config = AudioGenConfig()
+    decoder, codec = config.decoder, config.audio_encoder
+    width = decoder.hidden_size
+    shapes = {
+        "condition_provider.conditioners.description.output_proj.weight": (width, 32),
+        "condition_provider.conditioners.description.output_proj.bias": (width,),
+        **{f"emb.{k}.weight": (decoder.vocab_size + 1, width) for k in range(decoder.num_codebooks)},
+        **{f"linears.{k}.weight": (decoder.vocab_size, width) for k in range(decoder.num_codebooks)},
+        "out_norm.weight": (width,),
+        "out_norm.bias": (width,),
+    }
+    for i in range(decoder.num_hidden_layers):
+        for attention in ("self_attn", "cross_attention"):
+            shapes[f"transformer.layers.{i}.{attention}.in_proj_weight"] = (3 * width, width)
+            shapes[f"transformer.layers.{i}.{attention}.out_proj.weight"] = (width, width)
+        shapes[f"transformer.layers.{i}.linear1.weight"] = (4 * width, width)
+        shapes[f"transformer.layers.{i}.linear2.weight"] = (width, 4 * width)
+        for norm in ("norm1", "norm2", "norm_cross"):
+            shapes[f"transformer.layers.{i}.{norm}.weight"] = (width,)
+            shapes[f"transformer.layers.{i}.{norm}.bias"] = (width,)
+
+    lm_xp, codec_xp = (
+        yaml.safe_load(torch.load(CHECKPOINT / filename, weights_only=True)["xp.cfg"])
+        for filename in (LM_FILE, CODEC_FILE)
+    )
+    lm_xp["transformer_lm"].update(dim=width, num_heads=24, num_layers=48, card=decoder.vocab_size)
+    lm_xp["dataset"]["segment_duration"] = 10
+    codec_xp["seanet"].update(dimension=codec.hidden_size, n_filters=codec.num_filters, lstm=codec.num_lstm_layers)
+    codec_xp["rvq"].update(bins=codec.codebook_size, n_q=codec.num_quantizers)
+    state = {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}  # never touched
+    packages = {
+        LM_FILE: {"best_state": state, "xp.cfg": yaml.safe_dump(lm_xp), "version": "1.3.0", "exported": True},
+        CODEC_FILE: {
+            "best_state": codec_state_to_audiocraft(EncodecModel(codec).state_dict()),
+            "xp.cfg": yaml.safe_dump(codec_xp),
+            "version": "1.3.0",
+            "exported": True,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(packages[CODEC_FILE], folder / CODEC_FILE)
+    with torch.serialization.skip_data():
+        torch.save(packages[LM_FILE], folder / LM_FILE)
+    torch.manual_seed(0)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        state = torch.load(folder / LM_FILE, mmap=True, weights_only=True)["best_state"]
+    for tensor in state.values():
+        if tensor.ndim == 1:
+            tensor.uniform_(0.5, 1.0)
+        else:
+            tensor.normal_(std=tensor.shape[-1] ** -0.5)
     return folder
 
 
