@@ -110,6 +110,7 @@ def test_the_preset_is_the_encodec_of_the_guide():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_at_a_random_moment_and_resumed_ends_bitwise_as_an_uninterrupted_one(tiny, tmp_path):
     options = ["--max_steps", "40", "--save_steps", "4"]
     run(tiny, tmp_path / "whole", *options)
