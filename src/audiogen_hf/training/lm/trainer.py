@@ -34,7 +34,7 @@ from .arguments import AudioGenTrainingArguments
 from .card import write_training_card
 from .data import Inputs, build_train_loader, encode_batch, open_validation_clips
 from .evaluation import cross_entropies, evaluate
-from .model import LanguageModel, build_model, export_model, reshard, unshard_root
+from .model import LanguageModel, build_model, export_model, recompute_layers, reshard, unshard_root
 from .sampling import Sampler
 
 logger = logging.getLogger(__name__)
@@ -96,10 +96,7 @@ class AudioGenTrainer:
         # 4. What learns
         language_model = LanguageModel(self.model)
         if args.gradient_checkpointing:
-            decoder = self.model.decoder
-            # transformers 5.23 renamed it and warns of the old name.
-            renamed = getattr(decoder, "activation_checkpointing_enable", None)
-            (renamed or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+            recompute_layers(self.model.decoder)
         if args.torch_compile:
             for layer in self.model.decoder.layers:
                 layer.compile()
