@@ -5,7 +5,7 @@ import torch
 from testing_utils import PROMPTS, generate_codes
 
 from audiogen_hf.audio_utils import convert_audio
-from audiogen_hf.convert_audiocraft import lm_state_to_audiocraft
+from audiogen_hf.audiocraft_state_dict import lm_state_to_audiocraft
 from audiogen_hf.delay_pattern import apply_delay_pattern
 
 

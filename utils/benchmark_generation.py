@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import (
+    EncodecModel,
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
     T5Config,
+    T5EncoderModel,
 )
 
 from audiogen_hf import AudioGenConfig, AudioGenDecoderConfig, AudioGenForConditionalGeneration, quantize
@@ -166,6 +168,27 @@ def measure(paths: list[Path], batch_size: int, frames: int, rounds: int, device
             path.step_seconds.append((long - short) / frames)
 
 
+def measure_components(device: str, rounds: int) -> list[dict]:
+    """What runs once a call, at the sizes of `facebook/audiogen-medium`: T5-large and the 16 kHz EnCodec decoder."""
+    config = AudioGenConfig().audio_encoder
+    codec = EncodecModel(config).eval().to(device)
+    text_encoder = T5EncoderModel(T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16)).eval()
+    text_encoder.to(device)
+    rows = []
+
+    def add(name: str, run: Callable[[], object]):
+        with torch.inference_mode():
+            run()
+            rows.append({"component": name, "s": round(min(timed(run, device) for _ in range(rounds)), 3)})
+
+    ids = torch.randint(2, 900, (1, TEXT_LENGTH), device=device)
+    add(f"T5-large, {TEXT_LENGTH} tokens", lambda: text_encoder(input_ids=ids))
+    for seconds in (5, 10, 30):
+        codes = torch.randint(0, config.codebook_size, (1, 1, 4, seconds * config.frame_rate), device=device)
+        add(f"EnCodec decoder, {seconds} s of sound", lambda codes=codes: codec.decode(codes, [None]))
+    return rows
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scale", choices=MODEL_SCALES, default="medium")
@@ -179,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=12, help="steps timed a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--durations", type=float, nargs="*", default=[], help="seconds of sound to time as a whole")
+    parser.add_argument("--components", action="store_true", help="time the text encoder and the tokenizer, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -227,6 +251,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['speedup_over_musicgen'] or '-'} | {row['step_s_a_prompt']:.4f} | {row['first_sound_s']:.2f} |",
                 flush=True,
             )
+    if args.components:
+        report["components"] = measure_components(args.device, args.rounds)
+        for row in report["components"]:
+            print(f"{row['component']}: {row['s']:.3f} s")
     report["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2)
     print(json.dumps(report))
     return 0

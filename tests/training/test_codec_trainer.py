@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
 
 from audiogen_hf import AudioGenConfig
-from audiogen_hf.convert_audiocraft import codec_state_from_audiocraft, codec_state_to_audiocraft
+from audiogen_hf.audiocraft_state_dict import codec_state_from_audiocraft, codec_state_to_audiocraft
 from audiogen_hf.training.checkpointing import list_checkpoints
 from audiogen_hf.training.codec.arguments import EncodecTrainingArguments
 from audiogen_hf.training.codec.losses import si_snr

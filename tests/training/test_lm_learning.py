@@ -6,7 +6,7 @@ from lm_utils import SOUNDS, from_scratch, read_log, train, weights
 from testing_utils import PROMPTS, load_model
 
 from audiogen_hf import AudioGenForConditionalGeneration
-from audiogen_hf.convert_audiocraft import lm_state_to_audiocraft
+from audiogen_hf.audiocraft_state_dict import lm_state_to_audiocraft
 from audiogen_hf.data import ClipCollator, ClipDataset
 from audiogen_hf.training.lm.data import Inputs, encode_batch, open_clips
 from audiogen_hf.training.lm.model import LanguageModel
