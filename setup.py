@@ -6,20 +6,20 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "src/audiogen_hf/__init__.py").read_text(encoding="utf-8")).group(1)
+INIT = (ROOT / "src/audiogen_hf/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'__version__ = "([^"]+)"', INIT).group(1)
 
 CORE = [
     "torch>=2.6",  # torch.load(weights_only=True, mmap=True) and flex attention
-    "transformers>=5.20",  # the generation hooks take part in `_sample` with these signatures
+    "transformers>=5.23",  # the hooks of `generate` and the composite configurations are of this form since then
     "huggingface-hub>=1.0",
     "safetensors>=0.5",
     "tokenizers>=0.21",
     "accelerate>=1.3",
     "numpy>=2.0",
     "soundfile>=0.13",  # MP3 with metadata
-    "soxr>=0.5",
     "pyloudnorm>=0.1.1",
-    "scipy>=1.14",  # resampling
+    "scipy>=1.14",  # resampling; the matrix square root of the Fréchet distance
     "pyyaml>=6.0",
     "tqdm>=4.66",
     "sentencepiece>=0.2",  # text encoders that ship only a SentencePiece model
@@ -29,11 +29,11 @@ TRAINING = [
     "datasets>=4.0",
     "peft>=0.17",
     "tensorboard>=2.18",
+    "soxr>=0.5",  # changes of speed in examples/tiny
 ]
 EVALUATION = [
     "datasets>=4.0",
     "evaluate>=0.4.3",
-    "scipy>=1.14",
     "matplotlib>=3.8",  # spectrograms of the report
 ]
 TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6"]

@@ -22,6 +22,7 @@ from .metrics.command import add_evaluate_arguments, run_evaluate
 DEFAULT_MODEL = "facebook/audiogen-medium"
 FORMATS = ("wav", "flac", "ogg", "mp3")
 DTYPES = ("float32", "float16", "bfloat16")
+PRECISIONS = ("int8", "int4")
 LAYOUTS = ("transformers", "audiocraft")
 MAX_SLUG_BYTES = 80
 BAD_INPUT = 2
@@ -177,6 +178,11 @@ def _add_generate_arguments(parser: argparse.ArgumentParser):
         "--dtype", choices=DTYPES, help="of the transformer (default: float16 on a GPU, else float32)"
     )
     machine.add_argument(
+        "--quantize",
+        choices=PRECISIONS,
+        help="weights of the transformer in this precision, on a CPU: faster, less exact",
+    )
+    machine.add_argument(
         "--batch-size", type=_positive_int, default=4, metavar="N", help="sounds at once (default: 4)"
     )
     machine.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -210,6 +216,10 @@ def run_generate(args: argparse.Namespace):
 
     device, dtype = _device_and_dtype(args)
     model, processor = _load_model(args.model, args.text_encoder, device, dtype)
+    if args.quantize is not None:
+        from .quantization import quantize
+
+        quantize(model, args.quantize)
     options = _generation_options(args)
 
     # 3. Sounds, a batch at a time. A generator of its own makes each independent of the others.
@@ -312,6 +322,10 @@ def _device_and_dtype(args: argparse.Namespace):
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
+    if args.quantize is not None and (device.type != "cpu" or args.dtype):
+        raise ValueError("--quantize is for --device cpu and takes no --dtype: its activations are bfloat16")
+    if args.quantize is not None:
+        return device, torch.bfloat16
     default = torch.float32 if device.type == "cpu" else torch.float16
     return device, getattr(torch, args.dtype) if args.dtype else default
 
@@ -366,6 +380,7 @@ def _metadata(args: argparse.Namespace, take: Take, options: dict[str, Any], mod
         "continued_from": args.continue_from,
         "model_id": args.model,
         "seed": take.seed,
+        "quantize": args.quantize,
         **{name: defaults.get(name) for name in names},
         **options,
         "library": f"audiogen_hf {__version__}",
