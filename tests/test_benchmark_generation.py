@@ -12,7 +12,7 @@ def test_reports_every_path_beside_the_peer_and_the_limit():
     paths = ["musicgen-float32", "standard-float32", "fast-float32", "fast-int8"]
     command = [sys.executable, SCRIPT, "--scale", "xsmall", "--paths", *paths, "--batch-sizes", "1", "2"]
     result = subprocess.run(
-        [*command, "--rounds", "1", "--frames", "3", "--durations", "0.1", "--device", "cpu"],
+        [*command, "--rounds", "3", "--frames", "40", "--durations", "0.1", "--device", "cpu"],
         capture_output=True,
         text=True,
         check=True,
