@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parents[1] / "utils" / "benchmark_generation.py"
 
 
 def test_reports_every_path_beside_the_peer_and_the_limit():
-    paths = ["musicgen-float32", "standard-float32", "fast-float32", "fast-int8"]
+    paths = ["musicgen-float32", "standard-float32", "fast-float32", "optimized-int8"]
     command = [sys.executable, SCRIPT, "--scale", "xsmall", "--paths", *paths, "--batch-sizes", "1", "2"]
     result = subprocess.run(
         [*command, "--rounds", "3", "--frames", "40", "--durations", "0.1", "--device", "cpu"],

@@ -172,10 +172,10 @@ def test_files_say_how_they_were_made(generate, folder, format):
     assert metadata["top_p"] == 0.9 and "top_k" not in metadata
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_quantised_weights_make_sounds_and_the_files_say_so(generate, precision):
-    (path,) = generate("rain", "--seed", "1", "--quantize", precision)
-    assert read_metadata(path)["quantize"] == precision
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+def test_every_precision_makes_sounds_and_the_files_say_which(generate, precision):
+    (path,) = generate("rain", "--seed", "1", "--dtype", precision)
+    assert read_metadata(path)["dtype"] == precision
 
 
 def test_output_may_name_one_file(folder, tmp_path, capsys):

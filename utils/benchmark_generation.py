@@ -26,7 +26,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from audiogen_hf import AudioGenConfig, AudioGenDecoderConfig, AudioGenForConditionalGeneration, quantize
+from audiogen_hf import AudioGenConfig, AudioGenDecoderConfig, AudioGenForConditionalGeneration, optimize_for_cpu
 from audiogen_hf.configuration_audiogen import MODEL_SCALES
 
 # Not in the loop, and small here: what is compared is the decoder.
@@ -129,7 +129,7 @@ def timed(run: Callable[[], object], device: str) -> float:
 
 
 def build_paths(names: list[str], scale: str, device: str) -> list[Path]:
-    """The paths of a name each: `musicgen-bfloat16`, `standard-float32`, `fast-bfloat16`, `fast-int8`, ..."""
+    """The paths of a name each: `musicgen-bfloat16`, `standard-float32`, `fast-bfloat16`, `optimized-int8`, ..."""
     paths, models = [], {}
     for name in names:
         kind, precision = name.split("-")
@@ -137,10 +137,11 @@ def build_paths(names: list[str], scale: str, device: str) -> list[Path]:
         if kind == "musicgen":
             model = build_musicgen(scale, DTYPES[precision], device)
         else:
-            if precision not in models:
+            optimized = kind == "optimized"
+            if (optimized, precision) not in models:
                 base = build_audiogen(scale, DTYPES.get(precision, torch.bfloat16), device)
-                models[precision] = base if precision in DTYPES else quantize(base, precision)
-            model = models[precision]
+                models[optimized, precision] = optimize_for_cpu(base, precision) if optimized else base
+            model = models[optimized, precision]
         load_seconds = time.perf_counter() - start
         # A request for logits is one that only the standard loop serves.
         options = {"output_logits": True, "return_dict_in_generate": True} if kind == "standard" else {}
@@ -195,8 +196,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--paths",
         nargs="+",
-        default=["musicgen-float32", "standard-float32", "fast-float32"],
-        help="musicgen, standard or fast, a dash, and float32, bfloat16, float16, int8 or int4",
+        default=["musicgen-float32", "standard-float32", "fast-float32", "optimized-float32"],
+        help="musicgen, standard, fast or optimized (for CPUs), a dash, and float32, bfloat16, int8 or int4",
     )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--frames", type=int, default=12, help="steps timed a round")

@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "audio_utils": ["read_audio", "read_metadata", "write_audio"],
     "configuration_audiogen": ["AudioGenConfig", "AudioGenDecoderConfig"],
+    "cpu_inference": ["optimize_for_cpu"],
     "convert_audiocraft": ["export_audiocraft"],
     "generation_audiogen": ["AudioGenGenerateOutput"],
     "modeling_audiogen": ["AudioGenForConditionalGeneration", "AudioGenOutput", "AudioGenPreTrainedModel"],
     "pipelines": ["pipeline"],
     "processing_audiogen": ["AudioGenProcessor"],
-    "quantization": ["quantize"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

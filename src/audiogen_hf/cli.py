@@ -21,8 +21,7 @@ from .metrics.command import add_evaluate_arguments, run_evaluate
 
 DEFAULT_MODEL = "facebook/audiogen-medium"
 FORMATS = ("wav", "flac", "ogg", "mp3")
-DTYPES = ("float32", "float16", "bfloat16")
-PRECISIONS = ("int8", "int4")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 LAYOUTS = ("transformers", "audiocraft")
 MAX_SLUG_BYTES = 80
 BAD_INPUT = 2
@@ -175,12 +174,9 @@ def _add_generate_arguments(parser: argparse.ArgumentParser):
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the GPU, if there is one)")
     machine.add_argument(
-        "--dtype", choices=DTYPES, help="of the transformer (default: float16 on a GPU, else float32)"
-    )
-    machine.add_argument(
-        "--quantize",
-        choices=PRECISIONS,
-        help="weights of the transformer in this precision, on a CPU: faster, less exact",
+        "--dtype",
+        choices=DTYPES,
+        help="of the transformer (default: float16 on a GPU, else float32); int8 and int4 on a CPU",
     )
     machine.add_argument(
         "--batch-size", type=_positive_int, default=4, metavar="N", help="sounds at once (default: 4)"
@@ -216,10 +212,10 @@ def run_generate(args: argparse.Namespace):
 
     device, dtype = _device_and_dtype(args)
     model, processor = _load_model(args.model, args.text_encoder, device, dtype)
-    if args.quantize is not None:
-        from .quantization import quantize
+    if device.type == "cpu" and dtype != "float16":
+        from .cpu_inference import optimize_for_cpu
 
-        quantize(model, args.quantize)
+        optimize_for_cpu(model, dtype)
     options = _generation_options(args)
 
     # 3. Sounds, a batch at a time. A generator of its own makes each independent of the others.
@@ -244,7 +240,7 @@ def run_generate(args: argparse.Namespace):
                 "--duration"
             ) from error
         for take, samples in zip(batch, audio, strict=True):
-            processor.save_audio(take.path, samples, metadata=_metadata(args, take, options, model))
+            processor.save_audio(take.path, samples, metadata=_metadata(args, take, options, model, dtype))
             print(take.path, flush=True)
 
 
@@ -322,20 +318,19 @@ def _device_and_dtype(args: argparse.Namespace):
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    if args.quantize is not None and (device.type != "cpu" or args.dtype):
-        raise ValueError("--quantize is for --device cpu and takes no --dtype: its activations are bfloat16")
-    if args.quantize is not None:
-        return device, torch.bfloat16
-    default = torch.float32 if device.type == "cpu" else torch.float16
-    return device, getattr(torch, args.dtype) if args.dtype else default
+    dtype = args.dtype or ("float32" if device.type == "cpu" else "float16")
+    if dtype.startswith("int") and device.type != "cpu":
+        raise ValueError(f"--dtype {dtype} is for --device cpu, this is {device}")
+    return device, dtype
 
 
-def _load_model(name: str, text_encoder: str | None, device, dtype):
+def _load_model(name: str, text_encoder: str | None, device, dtype: str):
     from .modeling_audiogen import AudioGenForConditionalGeneration
     from .processing_audiogen import AudioGenProcessor
 
+    weights = "bfloat16" if dtype.startswith("int") else dtype
     try:
-        model = AudioGenForConditionalGeneration.from_pretrained(name, text_encoder=text_encoder, dtype=dtype)
+        model = AudioGenForConditionalGeneration.from_pretrained(name, text_encoder=text_encoder, dtype=weights)
         processor = AudioGenProcessor.from_pretrained(name, text_encoder=text_encoder)
     except (ValueError, OSError) as error:
         raise ValueError(_cannot_load(name, error)) from error
@@ -368,7 +363,7 @@ def _generation_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _metadata(args: argparse.Namespace, take: Take, options: dict[str, Any], model) -> dict[str, Any]:
+def _metadata(args: argparse.Namespace, take: Take, options: dict[str, Any], model, dtype: str) -> dict[str, Any]:
     """What a file says of how it was made."""
     defaults = model.generation_config.to_dict()
     names = ("do_sample", "guidance_scale", "temperature", "top_k", "top_p")
@@ -380,7 +375,7 @@ def _metadata(args: argparse.Namespace, take: Take, options: dict[str, Any], mod
         "continued_from": args.continue_from,
         "model_id": args.model,
         "seed": take.seed,
-        "quantize": args.quantize,
+        "dtype": dtype,
         **{name: defaults.get(name) for name in names},
         **options,
         "library": f"audiogen_hf {__version__}",

@@ -97,7 +97,7 @@ class AudioGenLinear(nn.Linear):
     product, `weight @ x.T`, is not. Precision and result are those of `nn.Linear`, up to the order of summation.
     """
 
-    FEW_ROWS = 4
+    FEW_ROWS = 2  # one prompt with guidance; from four on it gains nothing
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -249,11 +249,10 @@ class AudioGenPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # Initialisation of custom code skips modules without parameters of their own, in case they have been loaded.
-        # All modules here draw through `transformers.initialization`, which knows what has been loaded.
-        return False
+    def _initialize_weights(self, module, *args, **kwargs):
+        # Where code is not transformers' own, a module without parameters of its own is taken for a loaded one. Ours
+        # draw through `transformers.initialization`, which knows what has been loaded.
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -592,8 +591,8 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """Saves the model as `PreTrainedModel.save_pretrained` does, and a model card where there is no README yet."""
-        if getattr(self, "quantized_precision", None):
-            raise ValueError("A quantised model is not saved: save it before `quantize`, and quantise after loading.")
+        if getattr(self, "cpu_precision", None):
+            raise ValueError("A model is not saved after `optimize_for_cpu`: save it before, optimise after loading.")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_model_card(save_directory, self.config)
