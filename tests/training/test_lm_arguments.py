@@ -194,6 +194,11 @@ def test_a_batch_that_does_not_divide_and_prompts_longer_than_samples_are_refuse
     assert (code, "sample_prompt_duration: got 3.0 s, takes less than the 1.0 s" in error) == (2, True)
 
 
+def test_a_tracker_that_is_not_installed_is_refused(example, codec_folder):
+    code, error = example(report_to=["tensorboard", "aim"], **from_scratch(codec_folder))
+    assert (code, "report_to: there is no tracker aim here" in error) == (2, True)
+
+
 def test_corrupt_and_silent_sounds_are_skipped_and_counted(tmp_path, codec_folder):
     folder = tmp_path / "sounds"
     shutil.copytree(SOUNDS / "train", folder)

@@ -269,6 +269,13 @@ def test_models_of_a_run_load_in_both_layouts_and_train_further(tmp_path, codec_
         assert all(torch.equal(codec[name], expected[name]) for name in expected)
 
 
+def test_a_run_that_diverges_stops_and_says_at_which_step(tmp_path, codec_folder):
+    options = {**from_scratch(codec_folder), "warmup_steps": 0, "lr_schedule": "constant", "max_steps": 10}
+    with pytest.raises(RuntimeError, match=r"the loss is nan at step \d: the model has diverged"):
+        train(tmp_path, **options, learning_rate=1e30)
+    assert not list_checkpoints(tmp_path) or list_checkpoints(tmp_path)[-1].step < 10
+
+
 def test_push_to_hub_uploads_the_best_model_with_its_card(tmp_path, codec_folder, monkeypatch):
     import huggingface_hub.constants
     from hub_utils import HubStandIn

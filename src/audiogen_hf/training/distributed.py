@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 
@@ -17,7 +18,13 @@ def build_accelerator(
         gradient_accumulation_steps: parts of a batch between two optimizer steps.
         report_to: names of trackers.
         project_dir: folder of the trackers' files.
+
+    Raises:
+        ValueError: a tracker does not exist or is not installed.
     """
+    missing = sorted(set(report_to) - {"all", *map(str, get_available_trackers())})
+    if missing:  # accelerate leaves out what is not installed without a word
+        raise ValueError(f"report_to: there is no tracker {', '.join(missing)} here; is it installed?")
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # not told, processes without an accelerator do not join
         mixed_precision=mixed_precision,

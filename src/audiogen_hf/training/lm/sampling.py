@@ -28,7 +28,7 @@ class Sampler:
         args: the options.
         model: the whole model, which shares its decoder with the one in training.
         processor: writes files.
-        clips: the validation clips.
+        clips: the validation clips, of which the first `num_samples` are read.
         collate: makes a batch of clips.
         encode: makes the inputs of a batch.
         accelerator: the samples are shared out among its processes.
@@ -47,7 +47,7 @@ class Sampler:
         self.args = args
         self.model = model
         self.processor = processor
-        self.clips = clips
+        self.clips = [clips[number] for number in range(min(args.num_samples, len(clips)))]
         self.collate = collate
         self.encode = encode
         self.accelerator = accelerator
@@ -62,7 +62,7 @@ class Sampler:
     @torch.no_grad()
     def run(self, step: int, log: RunLog, output_dir: Path) -> None:
         """Write `OUTPUT_DIR/samples/step-STEP/`, a sound a clip and kind and `samples.jsonl`; log all of them."""
-        num_samples = min(self.args.num_samples, len(self.clips))
+        num_samples = len(self.clips)
         processes, index = self.accelerator.num_processes, self.accelerator.process_index
 
         # 1. The clips of this process; as many for each, so that collective calls fit.
@@ -80,11 +80,11 @@ class Sampler:
         # 3. Written and logged.
         with atomic_folder(output_dir / "samples" / f"step-{step}") as folder:
             if self.accelerator.is_main_process:
-                self._write(sounds, folder, num_samples)
+                self._write(sounds, folder)
         if self.accelerator.is_main_process:
-            for number in range(num_samples):
+            for number, clip in enumerate(self.clips):
                 for kind, sound in sounds.items():
-                    caption = "" if kind == "unconditional" else self.clips[number]["text"]
+                    caption = "" if kind == "unconditional" else clip["text"]
                     log.write_audio(step, f"{kind}/{number}", sound[number], self.processor.sampling_rate, caption)
 
     def _generate(self, kind: str, inputs: Inputs, numbers: list[int]) -> torch.LongTensor:
@@ -114,14 +114,14 @@ class Sampler:
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
         return {"do_sample": True, "generator": generators, **sampling}
 
-    def _write(self, sounds: dict[str, torch.Tensor], folder: Path, num_samples: int) -> None:
+    def _write(self, sounds: dict[str, torch.Tensor], folder: Path) -> None:
         args = self.args
         lines = []
-        for number in range(num_samples):
+        for number, clip in enumerate(self.clips):
             for kind, sound in sounds.items():
                 name = f"{number:03d}_{kind}.wav"
                 self.processor.save_audio(folder / name, sound[number])
-                lines.append({"file_name": name, "kind": kind, "text": self.clips[number]["text"]})
+                lines.append({"file_name": name, "kind": kind, "text": clip["text"]})
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
         settings = {"do_sample": args.do_sample, **sampling, "guidance_scale": args.guidance_scale, "seed": args.seed}
         with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
