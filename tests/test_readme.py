@@ -83,7 +83,9 @@ def test_continuous_integration_runs_the_second_command():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["index", "quickstart", "command_line", "pipeline", "audiocraft_migration"])
+@pytest.mark.parametrize(
+    "page", ["index", "quickstart", "generation", "command_line", "pipeline", "audiocraft_migration", "architecture"]
+)
 def test_the_code_of_the_guides_runs(folder, page):
     if page == "command_line":
         (folder / "prompts.txt").write_text("wind\nan owl\n")

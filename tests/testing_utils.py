@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -182,8 +183,9 @@ def rewrite_checkpoint(
 
 def write_medium_checkpoint(folder: Path) -> Path:
     """An AudioCraft checkpoint of the size of `facebook/audiogen-medium`: 1.8 B random weights in half precision, its
-    EnCodec, and the width of the tiny text encoder. Weights are drawn in the file itself, mapped to memory."""
-    from transformers import EncodecModel
+    EnCodec, and a text encoder of the size of T5-large in `t5/`. Weights are drawn in the file itself, in mapped
+    memory."""
+    from transformers import EncodecModel, T5Config, T5EncoderModel
 
     from audiogen_hf import AudioGenConfig
     from audiogen_hf.audiocraft_state_dict import codec_state_to_audiocraft
@@ -192,7 +194,7 @@ def write_medium_checkpoint(folder: Path) -> Path:
     decoder, codec = config.decoder, config.audio_encoder
     width = decoder.hidden_size
     shapes = {
-        "condition_provider.conditioners.description.output_proj.weight": (width, 32),
+        "condition_provider.conditioners.description.output_proj.weight": (width, 1024),
         "condition_provider.conditioners.description.output_proj.bias": (width,),
         **{f"emb.{k}.weight": (decoder.vocab_size + 1, width) for k in range(decoder.num_codebooks)},
         **{f"linears.{k}.weight": (decoder.vocab_size, width) for k in range(decoder.num_codebooks)},
@@ -239,6 +241,14 @@ def write_medium_checkpoint(folder: Path) -> Path:
             tensor.uniform_(0.5, 1.0)
         else:
             tensor.normal_(std=tensor.shape[-1] ** -0.5)
+    with torch.device("meta"):
+        text_encoder = T5EncoderModel(T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16))
+    text_encoder = text_encoder.to_empty(device="cpu")
+    text_encoder.tie_weights()
+    for parameter in text_encoder.parameters():
+        torch.nn.init.uniform_(parameter, -0.01, 0.01)
+    shutil.copytree(TEXT_ENCODER, folder / "t5")
+    text_encoder.save_pretrained(folder / "t5")
     return folder
 
 
