@@ -1,1 +1,2 @@
-"""Training: the language model, and (`audiogen_hf.training.codec`) the EnCodec tokenizer that it reads."""
+"""Training: the language model (`audiogen_hf.training.lm`), the EnCodec tokenizer that it reads
+(`audiogen_hf.training.codec`), and what both need."""

@@ -15,7 +15,7 @@ from accelerate.utils import reduce, set_seed
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
-from ...data import ClipCollator, ClipLoader
+from ...data import ClipCollator, ClipLoader, MixedClips
 from ...data.clips import random_stream
 from ..checkpointing import (
     Checkpoint,
@@ -281,12 +281,15 @@ class AudioGenTrainer:
 
     def _export(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         export_model(self.model, self.processor, state, folder, self.args)
+        clips = self.train_loader.clips
+        if isinstance(clips, MixedClips):
+            clips = clips.clips
         write_training_card(
             folder,
             self.model.config,
             self.args,
             step=self.step,
-            num_train_clips=None if self.args.streaming else len(self.train_loader.clips),
+            num_train_clips=None if self.args.streaming else len(clips),
             num_validation_clips=None if self.validation_clips is None else len(self.validation_clips),
             metrics=self.metrics,
         )
