@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from testing_utils import (
     naive_generate,
     rewrite_checkpoint,
     run_python,
+    tiny_model,
     write_medium_checkpoint,
 )
 from transformers import EncodecModel
@@ -451,6 +453,36 @@ def test_an_export_loads_and_generates_the_same_codes(model, processor, referenc
     assert loaded.config.segment_duration == model.config.segment_duration
     codes = generate_codes(loaded, processor(text=PROMPTS[:1]), audio_length_in_s=1.0)
     assert torch.equal(codes, reference["greedy_cfg3_single0/tokens"])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"decoder": {"num_codebooks": 8, "audio_channels": 2, "intermediate_size": 24}},
+        {"decoder": {"num_codebooks": 2, "codebook_delays": [0, 4], "num_hidden_layers": 1, "attention_dropout": 0.1}},
+        {"audio_encoder": {"use_conv_shortcut": True, "num_residual_layers": 2, "num_lstm_layers": 2}},
+        {"audio_encoder": {"use_causal_conv": True, "pad_mode": "reflect", "upsampling_ratios": [8, 8, 5]}},
+        {"audio_encoder": {"kernel_size": 5, "residual_kernel_size": 5, "compress": 1, "dilation_growth_rate": 3}},
+        {"segment_duration": 2.5, "text_encoder": {"d_model": 24}},
+    ],
+    ids=str,
+)
+def test_exports_of_other_shapes_load_the_same(tmp_path, shape):
+    model = tiny_model(**shape)
+    export_audiocraft(model, tmp_path, text_encoder="t5-large")
+    shutil.copytree(TEXT_ENCODER, tmp_path / "t5")
+    model.text_encoder.save_pretrained(tmp_path / "t5")
+    loaded = load_model(tmp_path, text_encoder=tmp_path / "t5")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    ignored = {"dtype": None, "target_bandwidths": None}  # what is loaded says its precision; bandwidths are rounded
+    for name in ("decoder", "audio_encoder"):
+        ours, theirs = (getattr(config, name).to_diff_dict() | ignored for config in (model.config, loaded.config))
+        assert ours == theirs
+    assert loaded.config.segment_duration == model.config.segment_duration
+    inputs = model.get_unconditional_inputs()
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
 
 
 def test_an_export_names_a_text_encoder_that_audiocraft_has(model, tmp_path):

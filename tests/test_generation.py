@@ -361,6 +361,19 @@ def test_attention_implementations_generate_the_same(processor, reference, attn_
     assert torch.equal(codes, reference["greedy_cfg3_single0/tokens"])
 
 
+@pytest.mark.parametrize("loop", ["fast", "library"])
+def test_no_decoder_call_is_wasted(small, loop, request):
+    """T frames take T + 3 calls of one column each, and the first reads the sound prompt."""
+    if loop == "library":
+        request.getfixturevalue("library_loop")
+    columns = []
+    hook = small.decoder.layers[0].register_forward_hook(lambda module, args, output: columns.append(output.shape[1]))
+    generate_codes(small, TEXTS, max_new_tokens=5)
+    generate_codes(small, TEXTS, max_new_tokens=5, audio_codes=random_codes(small, 3, 4))
+    hook.remove()
+    assert columns == [1] * 8 + [5] + [1] * 7
+
+
 def compiled(backend: str) -> dict:
     config = CompileConfig(fullgraph=True, backend=backend, mode=None)
     config._compile_all_devices = True
@@ -679,3 +692,14 @@ def test_no_text_at_all_is_refused(small):
         small.generate(torch.zeros(0, 3, dtype=torch.long), max_new_tokens=2)
     with pytest.raises(ValueError, match="`num_samples` must be at least 1, got 0"):
         small.get_unconditional_inputs(0)
+
+
+@pytest.mark.gpu
+def test_inputs_on_the_cpu_serve_a_model_on_a_gpu(processor):
+    model = load_model().to("cuda")
+    inputs = processor(text=PROMPTS[:2], audio=sounds_of(model, 1280, 640), sampling_rate=16_000, negative_text="rain")
+    options = {"audio_length_in_s": 0.4, "return_dict_in_generate": True}
+    outputs = model.generate(**inputs, **options, generator=seeded(0, 1))
+    assert outputs.audio.device.type == outputs.audio_codes.device.type == "cuda"
+    on_gpu = model.generate(**inputs.to("cuda"), **options, generator=seeded(0, 1))
+    assert torch.equal(on_gpu.audio_codes, outputs.audio_codes)
