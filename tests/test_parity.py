@@ -207,18 +207,24 @@ def test_windows_that_continue_a_sound_agree(model_as_audiocraft, processor, ref
 
 
 @pytest.mark.parametrize("through", ["torch.manual_seed", "generator"])
-def test_seeded_top_k_sampling_agrees(model_as_audiocraft, processor, reference, through):
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("sample_topk20_seed1234", {"top_k": 20, "temperature": 0.9}),
+        ("sample_plain_seed1234", {"top_k": 0, "temperature": 1.0}),
+    ],
+)
+def test_seeded_sampling_agrees(model_as_audiocraft, processor, reference, name, options, through):
     generator = torch.manual_seed(1234) if through == "torch.manual_seed" else torch.Generator().manual_seed(1234)
     codes = generate_codes(
         model_as_audiocraft,
         processor(text=PROMPTS),
         audio_length_in_s=1.0,
         do_sample=True,
-        top_k=20,
-        temperature=0.9,
         generator=generator if through == "generator" else None,
+        **options,
     )
-    assert torch.equal(codes, reference["sample_topk20_seed1234/tokens"])
+    assert torch.equal(codes, reference[f"{name}/tokens"])
 
 
 SAMPLER = {
