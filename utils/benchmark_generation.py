@@ -15,8 +15,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import nn
 from transformers import (
     EncodecModel,
     MusicgenConfig,
@@ -28,6 +30,7 @@ from transformers import (
 
 from audiogen_hf import AudioGenConfig, AudioGenDecoderConfig, AudioGenForConditionalGeneration, optimize_for_cpu
 from audiogen_hf.configuration_audiogen import MODEL_SCALES
+from audiogen_hf.cpu_inference import Int4Linear, Int8Linear, PackedLinear
 
 # Not in the loop, and small here: what is compared is the decoder.
 CODEC_FILTERS = 4
@@ -89,7 +92,7 @@ def _materialise(model_class, config, dtype: torch.dtype, device: str):
                 for start in range(0, flat.numel(), noise.numel()):
                     flat[start : start + noise.numel()] = noise[: flat.numel() - start]
         for _name, module in model.named_modules():
-            if isinstance(module, torch.nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm):
                 module.weight.fill_(1.0)
             # Buffers of transformers' convolutions that `to_empty` left undefined.
             if hasattr(module, "padding_total"):
@@ -190,12 +193,43 @@ def measure_components(device: str, rounds: int) -> list[dict]:
     return rows
 
 
+def _call_all(functions: list[Callable[[], object]]):
+    for function in functions:
+        function()
+
+
+@torch.no_grad()
+def measure_kernels(scale: str, rounds: int) -> list[dict]:
+    """Milliseconds of all linear layers of a step, two rows, by each way of multiplying; on a CPU."""
+    width, layers = MODEL_SCALES[scale]["hidden_size"], MODEL_SCALES[scale]["num_hidden_layers"]
+    shapes = [(3 * width, width), *[(width, width)] * 3, (4 * width, width), (width, 4 * width)]
+    timed_layers = 4  # distinct weights, more than caches hold
+    rows = []
+    for name, prepare, dtypes in (
+        ("nn.functional.linear", lambda weight: partial(nn.functional.linear, weight=weight), ("float32", "bfloat16")),
+        ("weight @ x.T", lambda weight: lambda x: torch.mm(weight, x.t()), ("float32", "bfloat16")),
+        ("PackedLinear", PackedLinear, ("float32", "bfloat16")),
+        ("Int8Linear", Int8Linear, ("bfloat16",)),
+        ("Int4Linear", Int4Linear, ("bfloat16",)),
+    ):
+        for dtype in dtypes:
+            inputs = {size: torch.randn(2, size, dtype=DTYPES[dtype]) for size in (width, 4 * width)}
+            products = [
+                partial(prepare(torch.randn(shape).mul_(0.02).to(DTYPES[dtype])), inputs[shape[1]])
+                for shape in shapes * timed_layers
+            ]
+            seconds = min(timed(partial(_call_all, products), "cpu") for _ in range(rounds + 1))
+            milliseconds = round(seconds * layers / timed_layers * 1000, 1)
+            rows.append({"way": name, "activations": dtype, "milliseconds": milliseconds})
+    return rows
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scale", choices=MODEL_SCALES, default="medium")
     parser.add_argument(
         "--paths",
-        nargs="+",
+        nargs="*",
         default=["musicgen-float32", "standard-float32", "fast-float32", "optimized-float32"],
         help="musicgen, standard, fast or optimized (for CPUs), a dash, and float32, bfloat16, int8 or int4",
     )
@@ -203,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=12, help="steps timed a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--durations", type=float, nargs="*", default=[], help="seconds of sound to time as a whole")
+    parser.add_argument("--kernels", action="store_true", help="time the linear layers alone, too; on a CPU")
     parser.add_argument("--components", action="store_true", help="time the text encoder and the tokenizer, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -252,6 +287,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['speedup_over_musicgen'] or '-'} | {row['step_s_a_prompt']:.4f} | {row['first_sound_s']:.2f} |",
                 flush=True,
             )
+    if args.kernels:
+        report["kernels"] = measure_kernels(args.scale, args.rounds)
+        for row in report["kernels"]:
+            print(f"{row['way']}, {row['activations']}: {row['milliseconds']:.0f} ms for the layers of a step")
     if args.components:
         report["components"] = measure_components(args.device, args.rounds)
         for row in report["components"]:
