@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -111,16 +112,20 @@ class BackboneInfo:
     requirement: str = ""
 
 
-class Embedder:
+class Embedder(ABC):
     """One family of models, behind [`Backbone`]."""
 
+    @abstractmethod
     def embed_audio(self, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(N,) samples -> (windows, D) embeddings and (windows, C) logits or None."""
-        raise NotImplementedError
 
+
+class TextEmbedder(Embedder):
+    """A family that embeds texts beside sounds."""
+
+    @abstractmethod
     def embed_text(self, texts: list[str]) -> torch.Tensor:
         """B texts -> (B, D) embeddings."""
-        raise NotImplementedError
 
 
 class YAMNetEmbedder(Embedder):
@@ -182,7 +187,7 @@ class ASTEmbedder(Embedder):
         return embeddings, self.model.classifier(embeddings)
 
 
-class CLAPEmbedder(Embedder):
+class CLAPEmbedder(TextEmbedder):
     def __init__(self, checkpoint: str, device: torch.device):
         from transformers import AutoProcessor, ClapModel
 
@@ -198,7 +203,7 @@ class CLAPEmbedder(Embedder):
         return self.model.get_text_features(**inputs.to(self.model.device)).pooler_output
 
 
-class LaionCLAPEmbedder(Embedder):
+class LaionCLAPEmbedder(TextEmbedder):
     """LAION's own code, for the checkpoints that transformers does not have."""
 
     def __init__(self, checkpoint: str, device: torch.device):
