@@ -1,6 +1,7 @@
 """The command `audiogen-hf`: what it writes, what it prints, and one line for bad input."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -358,3 +359,12 @@ def test_info_says_what_a_model_is(capsys, folder, layout, model):
     ):
         assert line in lines
     assert any(re.fullmatch("text encoder .+: 2 layers of width 32, 4 heads", line) for line in lines)
+
+
+def test_waiting_threads_do_not_spin_for_long_unless_the_user_says_so(monkeypatch, capsys):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    main(["info", "no/such/folder/at/all"])
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    main(["info", "no/such/folder/at/all"])
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

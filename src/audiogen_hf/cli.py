@@ -31,6 +31,9 @@ INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Runs the command. Returns its exit code: 0, 2 for bad input, 130 where it was interrupted."""
     args = _build_parser().parse_args(argv)
+    # Threads of PyTorch spin while they wait for each other, which costs a hundredfold where another program has one
+    # of the cores. Read when PyTorch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         args.run(args)
     except KeyboardInterrupt:
