@@ -74,6 +74,7 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before_it_with_a_warning(tm
 
 def test_latest_is_by_number_not_by_name_and_none_in_a_new_run(tmp_path):
     assert find_checkpoint("latest", tmp_path) is None
+    assert find_checkpoint(None, tmp_path) is None
     for step in (100, 20, 3):
         write(tmp_path, step)
     assert find_checkpoint("latest", tmp_path).step == 100

@@ -118,23 +118,28 @@ def list_checkpoints(output_dir: str | Path) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
-def find_checkpoint(resume_from: str | Path, output_dir: str | Path) -> Checkpoint | None:
+def find_checkpoint(resume_from: str | Path | None, output_dir: str | Path) -> Checkpoint | None:
     """The checkpoint that a run resumes from.
 
     Args:
         resume_from: "latest", or the path of a checkpoint folder. If that folder was cut short, the newest complete
-            one before it in the same run is taken, with a warning.
+            one before it in the same run is taken, with a warning. None for a run that starts anew.
         output_dir: folder of the run, where "latest" looks.
 
     Returns:
-        The checkpoint, or None for "latest" in a run that has none yet.
+        The checkpoint, or None for a run that starts anew, "latest" in one that has none yet included.
 
     Raises:
         ValueError: the path does not exist, or neither it nor any checkpoint before it is complete.
     """
+    if resume_from is None:
+        return None
     if str(resume_from) == "latest":
         checkpoints = list_checkpoints(output_dir)
-        return checkpoints[-1] if checkpoints else None
+        if not checkpoints:
+            logger.info("No checkpoint in %s yet: starting from the beginning", output_dir)
+            return None
+        return checkpoints[-1]
     path = Path(resume_from)
     if not path.is_dir():
         raise ValueError(f'resume_from_checkpoint: no folder at {path}; give a checkpoint folder or "latest"')

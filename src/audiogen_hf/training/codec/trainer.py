@@ -343,11 +343,8 @@ class EncodecTrainer:
                 EncodecFeatureExtractor(sampling_rate=self.sampling_rate).save_pretrained(folder)
 
     def _resume(self) -> None:
-        if self.args.resume_from_checkpoint is None:
-            return
         checkpoint = find_checkpoint(self.args.resume_from_checkpoint, self.output_dir)
         if checkpoint is None:
-            logger.info("No checkpoint in %s yet: starting from the beginning", self.output_dir)
             return
         self.accelerator.load_state(str(checkpoint.path))
         self.ema.load_state_dict(load_file(checkpoint.path / "ema.safetensors", device=str(self.device)))

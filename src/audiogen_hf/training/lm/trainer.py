@@ -313,11 +313,8 @@ class AudioGenTrainer:
                 parameters[name].copy_(weight)
 
     def _resume(self) -> None:
-        if self.args.resume_from_checkpoint is None:
-            return
         checkpoint = find_checkpoint(self.args.resume_from_checkpoint, self.output_dir)
         if checkpoint is None:
-            logger.info("No checkpoint in %s yet: starting from the beginning", self.output_dir)
             return
         self.accelerator.load_state(str(checkpoint.path))
         if self.ema is not None:
