@@ -57,6 +57,9 @@ class EncodecTrainingArguments:
     lr_schedule: str = field(default="constant", metadata={"help": "after the warm-up", "choices": list(SCHEDULES)})
     warmup_steps: int = option(0, "steps in which the learning rate rises from 0")
     ema_decay: float = option(0.99, "of the averaged weights, which are validated and exported")
+    mixed_precision: str = field(
+        default="no", metadata={"help": "of encoder, decoder and discriminator: no or bf16", "choices": ["no", "bf16"]}
+    )
 
     seed: int = option(0, "of weights, data and code replacement")
     logging_steps: int = option(50, "steps between two lines of the log")

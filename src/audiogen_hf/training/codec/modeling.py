@@ -74,7 +74,9 @@ class EncodecForTraining(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, audio: torch.Tensor) -> TrainingOutput:
-        quantized, residuals = self.quantizer.quantize(self.model.encoder(audio))
+        hidden_states = self.model.encoder(audio)
+        with torch.autocast(audio.device.type, enabled=False):  # which code is nearest is a matter of float32
+            quantized, residuals = self.quantizer.quantize(hidden_states.float())
         # The last frame may reach beyond the end of the sound.
         reconstruction = self.model.decoder(quantized.quantized)[..., : audio.shape[-1]]
         return TrainingOutput(reconstruction, quantized.commitment_loss, quantized.codes, residuals)

@@ -62,7 +62,7 @@ class EncodecTrainer:
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.accelerator = build_accelerator(
-            mixed_precision="no",
+            mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=1,
             report_to=args.report_to,
             project_dir=args.output_dir,
