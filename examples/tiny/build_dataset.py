@@ -386,7 +386,8 @@ class Builder:
             return [f"{phrase} in a large hall", f"{phrase} with a long echo", f"{phrase} in a big empty room"]
         if rendering == "distant":
             return [f"{phrase} in the distance", f"{phrase} far away", f"{phrase} heard from afar"]
-        texts = [phrase, *entry["captions"], *entry.get("variants", {}).get(sound.variant, [])]
+        texts = [phrase, *entry["captions"], *entry["paraphrases"]]
+        texts += entry.get("variants", {}).get(sound.variant, [])
         if entry["kind"] == "event" and count > 1:
             texts += [f"{phrase} several times", f"{phrase} again and again"]
         elif entry["kind"] == "event" and seconds < 0.8:

@@ -314,7 +314,7 @@ class TestCaptions:
                 continue
             entry = captions[clip["sound_class"]]
             if clip["rendering"] == "plain":
-                known = [entry["phrase"], *entry["captions"]]
+                known = [entry["phrase"], *entry["captions"], *entry["paraphrases"]]
                 assert texts[: len(known)] == known
                 variant = entry["variants"]["heavy"] if clip["sound_class"] == "rain" else []
                 counted = [f"{entry['phrase']} {how}" for how in ("once", "several times", "again and again")]
@@ -332,7 +332,7 @@ class TestCaptions:
             "a dog barking several times",
             "a dog barking again and again",
         ]
-        assert builder.describe(sound, 1, "plain", 4.0)[-1] == captions["dog_bark"]["captions"][-1]
+        assert builder.describe(sound, 1, "plain", 4.0)[-1] == captions["dog_bark"]["paraphrases"][-1]
 
     def test_no_held_out_paraphrase_is_ever_trained_on(self, rows, captions):
         held_out = {entry["held_out"] for entry in captions.values()}
@@ -555,12 +555,17 @@ class TestCommittedTables:
         trained = Counter()
         for entry in captions.values():
             assert entry["kind"] in ("event", "rhythm", "texture")
-            texts = [entry["phrase"], *entry["captions"], *chain(*entry.get("variants", {}).values())]
-            assert len(texts) >= 5 and len(set(texts)) == len(texts)
+            assert len(entry["captions"]) >= 4 and len(entry["paraphrases"]) >= 16
+            texts = [entry["phrase"], *entry["captions"], *entry["paraphrases"]]
+            texts += chain(*entry.get("variants", {}).values())
+            texts = [text.casefold() for text in texts]
+            assert len(set(texts)) == len(texts)
             assert entry["clause"]
-            trained.update(texts)
-        held_out = [entry["held_out"] for entry in captions.values()]
+            trained.update({*texts, entry["clause"].casefold()})
+        held_out = [entry["held_out"].casefold() for entry in captions.values()]
         assert len(set(held_out)) == len(held_out) and not set(held_out) & set(trained)
+        paraphrases = Counter(chain.from_iterable(entry["paraphrases"] for entry in captions.values()))
+        assert all(trained[text] == count == 1 for text, count in paraphrases.items())  # it names one class
         assert len({entry["phrase"] for entry in captions.values()}) == len(captions)
 
     def test_85_classes_are_confirmed_and_no_recording_spans_two_classes(self, sounds):
