@@ -53,3 +53,17 @@ def processor():
     from audiogen_hf import AudioGenProcessor
 
     return AudioGenProcessor.from_pretrained(CHECKPOINT, text_encoder=TEXT_ENCODER)
+
+
+@pytest.fixture
+def packaged_model(monkeypatch):
+    """Lets the tiny checkpoint be the model `audiogen-tiny` of the package; its folder."""
+    from testing_utils import CHECKPOINT, TEXT_ENCODER
+
+    from audiogen_hf import packaged_models
+    from audiogen_hf.convert_audiocraft import converted_checkpoint
+
+    folder = converted_checkpoint(CHECKPOINT, text_encoder=TEXT_ENCODER)
+    monkeypatch.setitem(packaged_models.PACKAGED_MODELS, "audiogen-tiny", folder)
+    packaged_models.announce_default_model.cache_clear()
+    return folder

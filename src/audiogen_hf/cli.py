@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 from . import __version__
 from .data.manifest import add_manifest_arguments, run_manifest
 from .metrics.command import add_evaluate_arguments, run_evaluate
+from .packaged_models import DEFAULT_MODEL, default_model_notice
 
-DEFAULT_MODEL = "facebook/audiogen-medium"
 FORMATS = ("wav", "flac", "ogg", "mp3")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 LAYOUTS = ("transformers", "audiocraft")
@@ -129,7 +129,8 @@ def _add_generate_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to hear, such as 'a dog barks'")
     parser.add_argument("--prompts-file", metavar="FILE", help="file with a prompt a line; - for standard input")
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="Hub id or folder, of this library or AudioCraft (default: %(default)s)"
+        "--model",
+        help=f"Hub id or folder, of this library or AudioCraft (default: {DEFAULT_MODEL}, which is in the package)",
     )
     parser.add_argument(
         "--text-encoder",
@@ -184,7 +185,7 @@ def _add_generate_arguments(parser: argparse.ArgumentParser):
     machine.add_argument(
         "--batch-size", type=_positive_int, default=4, metavar="N", help="sounds at once (default: 4)"
     )
-    machine.add_argument("--quiet", action="store_true", help="no progress bar")
+    machine.add_argument("--quiet", action="store_true", help="no progress bar, and no word on the default model")
 
 
 class Take(NamedTuple):
@@ -214,6 +215,10 @@ def run_generate(args: argparse.Namespace):
     import torch
 
     device, dtype = _device_and_dtype(args)
+    if args.model is None:
+        args.model = DEFAULT_MODEL
+        if not args.quiet:
+            print(default_model_notice("--model facebook/audiogen-medium"), file=sys.stderr)
     model, processor = _load_model(args.model, args.text_encoder, device, dtype)
     if device.type == "cpu" and dtype != "float16":
         from .cpu_inference import optimize_for_cpu
@@ -342,7 +347,7 @@ def _load_model(name: str, text_encoder: str | None, device, dtype: str):
 
 def _cannot_load(name: str, error: Exception) -> str:
     message = f"cannot load {name}: {str(error).splitlines()[0]}"
-    if os.path.exists(name):
+    if os.path.exists(name) or "/" not in name:
         return message
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         return f"cannot load {name}: there is no such folder"

@@ -214,13 +214,15 @@ class AudioGenConfig(PreTrainedConfig):
         """Reads the configuration of a Hub repository or folder, in this library's layout or AudioCraft's.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A Hub id or a folder.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): As of the model.
             text_encoder (`str`, *optional*): For AudioCraft's layout, a folder or Hub id that overrides the text
                 encoder which the checkpoint names.
             kwargs: As in `PreTrainedConfig.from_pretrained`; unknown ones set attributes.
         """
         from .convert_audiocraft import HUB_OPTIONS, is_audiocraft_checkpoint, read_audiocraft_config
+        from .packaged_models import resolve_model_name
 
+        pretrained_model_name_or_path = resolve_model_name(pretrained_model_name_or_path)
         if is_audiocraft_checkpoint(pretrained_model_name_or_path, **kwargs):
             hub_kwargs = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
             config = read_audiocraft_config(pretrained_model_name_or_path, text_encoder=text_encoder, **hub_kwargs)

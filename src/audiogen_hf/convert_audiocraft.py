@@ -30,6 +30,7 @@ from .audiocraft_xp_config import (
     write_codec_xp_config,
     write_lm_xp_config,
 )
+from .packaged_models import resolve_model_name
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -46,9 +47,10 @@ def is_audiocraft_checkpoint(name_or_path: str | os.PathLike, /, **hub_kwargs) -
     """Whether a folder or Hub repository holds AudioCraft's files and no `config.json`.
 
     Args:
-        name_or_path (`str` or `os.PathLike`): A folder or Hub id.
+        name_or_path (`str` or `os.PathLike`): A folder, a Hub id or the name of a packaged model.
         hub_kwargs: Those of `HUB_OPTIONS`; others are ignored.
     """
+    name_or_path = resolve_model_name(name_or_path)
     if os.path.isdir(name_or_path):
         return not _has_file(name_or_path, "config.json") and _has_file(name_or_path, LM_FILE)
     if os.path.exists(name_or_path):

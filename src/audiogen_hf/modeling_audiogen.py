@@ -24,6 +24,7 @@ from .configuration_audiogen import AudioGenConfig, AudioGenDecoderConfig
 from .delay_pattern import apply_delay_pattern
 from .generation_audiogen import AudioGenGenerationMixin, default_generation_config
 from .model_card import write_model_card, write_model_card_for_upload
+from .packaged_models import resolve_model_name
 
 IGNORE_INDEX = -100
 
@@ -565,8 +566,8 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         `dtype` says otherwise.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A Hub id such as `"facebook/audiogen-medium"`, or
-                a folder.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): `"audiogen-tiny"`, which comes with the package, a
+                Hub id such as `"facebook/audiogen-medium"`, or a folder.
             text_encoder (`str`, *optional*): For AudioCraft's layout, a folder or Hub id that overrides the text
                 encoder which the checkpoint names.
             kwargs: As in `PreTrainedModel.from_pretrained`: `dtype`, `device_map`, `revision`, `token`, `cache_dir`,
@@ -577,6 +578,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         """
         from .convert_audiocraft import converted_checkpoint
 
+        pretrained_model_name_or_path = resolve_model_name(pretrained_model_name_or_path)
         folder = converted_checkpoint(pretrained_model_name_or_path, text_encoder=text_encoder, **kwargs)
         if folder is not None:
             pretrained_model_name_or_path = folder

@@ -8,6 +8,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .audio_utils import convert_audio, write_audio
+from .packaged_models import resolve_model_name
 
 
 class AudioGenProcessor(ProcessorMixin):
@@ -50,13 +51,14 @@ class AudioGenProcessor(ProcessorMixin):
         """Loads a processor from a Hub repository or folder, in this library's layout or AudioCraft's.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A Hub id or a folder.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): As of the model.
             text_encoder (`str`, *optional*): For AudioCraft's layout, a folder or Hub id that overrides the text
                 encoder which the checkpoint names.
             kwargs: As in `ProcessorMixin.from_pretrained`.
         """
         from .convert_audiocraft import AudioCraftCheckpoint, is_audiocraft_checkpoint
 
+        pretrained_model_name_or_path = resolve_model_name(pretrained_model_name_or_path)
         if is_audiocraft_checkpoint(pretrained_model_name_or_path, **kwargs):
             checkpoint = AudioCraftCheckpoint(pretrained_model_name_or_path, text_encoder=text_encoder, **kwargs)
             return cls.from_config(checkpoint.config(), checkpoint.load_tokenizer())

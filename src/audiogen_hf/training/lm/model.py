@@ -21,6 +21,7 @@ from ...configuration_audiogen import MODEL_SCALES, AudioGenConfig, AudioGenDeco
 from ...convert_audiocraft import AudioCraftCheckpoint, is_audiocraft_checkpoint
 from ...generation_audiogen import default_generation_config
 from ...modeling_audiogen import AudioGenForConditionalGeneration
+from ...packaged_models import resolve_model_name
 from ...processing_audiogen import AudioGenProcessor
 from .arguments import AudioGenTrainingArguments
 
@@ -85,6 +86,7 @@ def _from_scratch(args: AudioGenTrainingArguments):
 
 def load_codec(name_or_path: str) -> EncodecModel:
     """An EnCodec tokenizer in float32: an `EncodecModel`, or that of an AudioGen in either layout."""
+    name_or_path = resolve_model_name(name_or_path)
     if is_audiocraft_checkpoint(name_or_path):
         arguments, state = AudioCraftCheckpoint(name_or_path).read_codec()
         codec = EncodecModel(EncodecConfig.from_dict(arguments))
