@@ -36,7 +36,12 @@ EVALUATION = [
     "evaluate>=0.4.3",
     "matplotlib>=3.8",  # spectrograms of the report
 ]
-TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6"]
+TEST = [
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "setuptools>=77",  # tests build the wheel and look into it
+]
 QUALITY = ["ruff>=0.9"]
 
 setup(
@@ -45,7 +50,7 @@ setup(
     description="AudioGen in the Hugging Face ecosystem: text to sound, exact, fast and trainable",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="Apache-2.0 AND CC-BY-SA-4.0",  # the code, and the weights of audiogen-tiny
     license_files=["LICENSE"],
     package_dir={"": "src"},
     packages=find_packages("src"),

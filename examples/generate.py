@@ -1,8 +1,7 @@
 """Make sounds with AudioGen from Python: of texts, away from a text, going on from a sound, longer than the window.
 
     python examples/generate.py --output outputs
-    python examples/generate.py --model tests/fixtures/audiocraft-tiny \\
-        --text_encoder tests/fixtures/audiocraft-tiny/t5 --duration 1 --output outputs   # noise, in seconds
+    python examples/generate.py --model facebook/audiogen-medium --output outputs
 
 For a command with every option see `audiogen-hf generate --help`.
 """
@@ -17,7 +16,7 @@ from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="facebook/audiogen-medium", help="Hub id or folder")
+    parser.add_argument("--model", default="audiogen-tiny", help="Hub id, folder or audiogen-tiny")
     parser.add_argument("--text_encoder", help="for AudioCraft's layout: a folder in place of the T5 that it names")
     parser.add_argument("--duration", type=float, default=5.0, help="seconds of each sound")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the sounds")

@@ -219,10 +219,11 @@ def test_a_progress_bar_is_shown(folder, tmp_path, capsys):
     assert "8/8" in capsys.readouterr().err
 
 
-def test_audiocrafts_repository_is_the_default_model(tmp_path, monkeypatch, capsys):
+def test_audiocrafts_repository_is_taken_by_its_id(tmp_path, monkeypatch, capsys):
     use_tiny_audiogen_medium(tmp_path / "hub", monkeypatch)
-    assert main(["generate", "rain", *SHORT, "--seed", "0", "--output", str(tmp_path)]) == 0
-    assert read_metadata(tmp_path / "rain_1_seed0.wav")["model_id"] == "facebook/audiogen-medium"
+    name = "facebook/audiogen-medium"
+    assert main(["generate", "rain", "--model", name, *SHORT, "--seed", "0", "--output", str(tmp_path)]) == 0
+    assert read_metadata(tmp_path / "rain_1_seed0.wav")["model_id"] == name
 
 
 # Bad input
@@ -235,8 +236,8 @@ def test_bad_input_costs_one_line_and_exit_code_2_in_the_shell(tmp_path):
     )
 
 
-def test_the_default_model_offline_says_what_to_do(capsys, tmp_path):
-    message = refusal(capsys, "generate", "x", "--output", tmp_path)
+def test_a_model_of_the_hub_offline_says_what_to_do(capsys, tmp_path):
+    message = refusal(capsys, "generate", "x", "--model", "facebook/audiogen-medium", "--output", tmp_path)
     assert "cannot load facebook/audiogen-medium: We couldn't connect to" in message
     for way in ("With a network", "`hf download facebook/audiogen-medium`", "--model FOLDER"):
         assert way in message
