@@ -69,6 +69,7 @@ def test_impossible_decoders_are_refused(arguments, message):
     [
         ({"segment_duration": 0}, "segment_duration"),
         ({"segment_duration": -1.0}, "segment_duration"),
+        ({"text_pooling": "max"}, "text_pooling"),
         ({"audio_encoder": {"codebook_size": 64}}, "64 codes a codebook"),
         ({"audio_encoder": {"target_bandwidths": [0.5]}}, "4 codebooks a channel"),
     ],

@@ -62,8 +62,9 @@ def captured_output():
 # Batches, masks, caches, attention
 
 
-def test_rows_of_a_ragged_batch_equal_single_runs():
-    model = tiny_model()
+@pytest.mark.parametrize("text_pooling", [None, "mean"])
+def test_rows_of_a_ragged_batch_equal_single_runs(text_pooling):
+    model = tiny_model(text_pooling=text_pooling)
     columns = random_columns(model.config, 3, 6)
     with torch.no_grad():
         batch = model(**TEXTS, decoder_input_ids=columns).logits.unflatten(0, (3, -1))
@@ -85,10 +86,25 @@ def test_attending_to_padding_makes_rows_depend_on_it():
         torch.testing.assert_close(batch[2], model(**text(2), decoder_input_ids=columns[2:]).logits, rtol=0, atol=1e-5)
 
 
+def test_mean_pooling_conditions_on_the_mean_of_the_tokens_of_a_text():
+    model = tiny_model(text_pooling="mean")
+    columns = random_columns(model.config, 1, 6)
+    with torch.no_grad():
+        tokens = text(0)["attention_mask"][0].bool()
+        states = model.text_encoder(**text(0)).last_hidden_state
+        mean = states[:, tokens].mean(dim=1, keepdim=True)
+        pooled = model(**text(0), decoder_input_ids=columns).logits
+        model.config.text_pooling = None
+        by_hand = model(encoder_outputs=(mean,), decoder_input_ids=columns).logits
+        by_token = model(**text(0), decoder_input_ids=columns).logits
+    torch.testing.assert_close(pooled, by_hand, rtol=0, atol=1e-5)
+    assert (pooled - by_token).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("attend", [False, True])
-def test_null_prompts_contribute_zero_and_never_nan(attn_implementation, attend):
-    model = tiny_model(attn_implementation=attn_implementation, attend_to_text_padding=attend)
+@pytest.mark.parametrize("options", [{}, {"attend_to_text_padding": True}, {"text_pooling": "mean"}])
+def test_null_prompts_contribute_zero_and_never_nan(attn_implementation, options):
+    model = tiny_model(attn_implementation=attn_implementation, **options)
     contributions = []
     hook = model.decoder.layers[0].cross_attn.register_forward_hook(lambda *args: contributions.append(args[2][0]))
     model(**TEXTS, labels=random_codes(model.config, 3, 5)).loss.backward()

@@ -136,6 +136,10 @@ class AudioGenConfig(PreTrainedConfig):
             Whether cross-attention sees the padding of shorter prompts, as zeros, as AudioCraft does. Then a sound
             depends on the other prompts in its batch; by default it does not. Prompts of equal length, and single
             prompts, give the same result either way.
+        text_pooling (`str`, *optional*):
+            `"mean"` conditions on the mean of the text encoder's states over a prompt's tokens, as a single state;
+            meant for sentence encoders, which are trained to tell the meaning by it. By default the decoder attends
+            to the state of each token.
         base_model (`str`, *optional*): Hub id of the weights that these were converted from or trained from.
         license (`str`, *optional*): Id of the licence of the weights, for the model card.
 
@@ -175,6 +179,7 @@ class AudioGenConfig(PreTrainedConfig):
     decoder: dict | PreTrainedConfig | None = None
     segment_duration: float | int = 10.0
     attend_to_text_padding: bool = False
+    text_pooling: str | None = None
     base_model: str | None = None
     license: str | None = None
     is_encoder_decoder: bool = True
@@ -197,6 +202,8 @@ class AudioGenConfig(PreTrainedConfig):
         """Part of `@strict`-powered validation."""
         if self.segment_duration <= 0:
             raise ValueError(f"`segment_duration` must be positive, got {self.segment_duration} seconds.")
+        if self.text_pooling not in (None, "mean"):
+            raise ValueError(f"`text_pooling` must be None or 'mean', got {self.text_pooling!r}.")
         if self.audio_encoder.codebook_size != self.decoder.vocab_size:
             raise ValueError(
                 f"The tokenizer has {self.audio_encoder.codebook_size} codes a codebook "

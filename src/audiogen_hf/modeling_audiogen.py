@@ -365,6 +365,18 @@ class AudioGenDecoder(AudioGenPreTrainedModel):
         )
 
 
+def _mean_state(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The mean over the tokens of each row, (B, 1, width), and its mask (B, 1): 0 for rows without any token."""
+    if attention_mask is None:
+        return hidden_states.mean(dim=1, keepdim=True), None
+    is_token = (attention_mask != 0)[..., None]
+    total = hidden_states.masked_fill(~is_token, 0.0).sum(dim=1, keepdim=True)
+    mean = total / is_token.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean, is_token.any(dim=1).to(attention_mask.dtype)
+
+
 class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerationMixin):
     """Text to sound: a text encoder, a decoder over delayed EnCodec codes, and the EnCodec tokenizer.
 
@@ -423,7 +435,10 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
 
         Returns:
             The states `(B, L, D)` and the mask `(B, L)` for cross-attention, `None` where all of it is attended to.
+            L is 1 with `config.text_pooling`.
         """
+        if self.config.text_pooling == "mean":
+            hidden_states, attention_mask = _mean_state(hidden_states, attention_mask)
         hidden_states = hidden_states.to(self.enc_to_dec_proj.weight.dtype)
         if attention_mask is None:
             return self.enc_to_dec_proj(hidden_states), None

@@ -51,6 +51,9 @@ class AudioGenTrainingArguments:
         None, "from scratch: text encoder, default t5-large; for AudioCraft's layout: in place of the one it names"
     )
     attend_to_text_padding: bool = option(False, "read the padding of shorter texts as zeros, as AudioCraft does")
+    text_pooling: str | None = option(
+        None, "from scratch: mean conditions on the mean state of a text, for sentence encoders", choices=["mean"]
+    )
 
     # Adapters
     lora_rank: int = option(0, "train LoRA adapters of this rank in place of all weights; 0: none")
@@ -146,6 +149,8 @@ class AudioGenTrainingArguments:
                 raise ValueError("lora_rank and peft_config: adapters need model_name_or_path, a model that stays")
         elif self.tokenizer_model is not None:
             raise ValueError("tokenizer_model: a model that is trained further keeps its own tokenizer")
+        elif self.text_pooling is not None:
+            raise ValueError("text_pooling: a model that is trained further keeps its own")
         if self.lora_rank and self.peft_config is not None:
             raise ValueError("give lora_rank or peft_config, not both")
         if self.merge_adapter and not self.uses_adapter:

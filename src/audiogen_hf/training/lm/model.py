@@ -75,6 +75,7 @@ def _from_scratch(args: AudioGenTrainingArguments):
             audio_encoder=codec.config.to_dict(),
             decoder=_decoder_config(args.model_scale, codec.config).to_dict(),
             segment_duration=args.segment_duration or DEFAULT_SEGMENT_DURATION,
+            text_pooling=args.text_pooling,
         )
     except StrictDataclassError as error:
         raise ValueError(f"model_scale {args.model_scale}: {error.__cause__ or error}") from error
