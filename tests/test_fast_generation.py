@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from testing_utils import PROMPTS, tiny_model
+from testing_utils import PROMPTS, load_model, tiny_model
 from transformers import LogitsProcessor, MaxTimeCriteria, TextStreamer
+from transformers.modeling_outputs import BaseModelOutput
 
+import audiogen_hf.fast_generation as fast_generation
 import audiogen_hf.generation_audiogen as generation
 from audiogen_hf.fast_generation import can_sample_fast
 
@@ -93,6 +95,84 @@ def test_gives_the_codes_of_the_standard_loop_with_negative_prompts_and_in_half_
     assert (fast == standard).float().mean() > 0.9  # bfloat16 ties may fall either way
 
 
+def test_gives_the_codes_of_the_standard_loop_where_the_text_is_a_single_state(loops):
+    model = tiny_model()
+    states = torch.randn(3, 1, model.text_encoder.config.hidden_size)
+
+    def run(**request):
+        encoder_outputs = BaseModelOutput(last_hidden_state=states)
+        request = {"do_sample": False, "max_new_tokens": 20, "return_dict_in_generate": True, **request}
+        return model.generate(encoder_outputs=encoder_outputs, **request).audio_codes
+
+    fast, standard = both(loops, run)
+    assert torch.equal(fast, standard)
+    assert not torch.equal(fast, run(guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("name", ["greedy, guided", "greedy, unguided", "top-k", "windows"])
+def test_steps_of_fixed_shapes_give_the_codes_of_the_standard_loop(name, model, processor, loops, monkeypatch):
+    monkeypatch.setattr(fast_generation, "_captures_steps", lambda *args: True)
+    monkeypatch.setattr(fast_generation._StaticStep, "BUCKET", 16)
+    lengths = record_lengths(monkeypatch)
+    request = {"audio_length_in_s": 0.6, "return_dict_in_generate": True, **REQUESTS[name]}
+
+    def run():
+        torch.manual_seed(3)
+        return model.generate(**processor(text=PROMPTS), **request).audio_codes
+
+    fast, standard = both(loops, run)
+    assert torch.equal(fast, standard)
+    if name != "windows":
+        # 34 columns, of which the first is read as a prompt, by three graphs.
+        assert lengths == [16] * 15 + [32] * 16 + [34]
+
+
+def record_lengths(monkeypatch) -> list[int]:
+    """Columns that each step of fixed shapes attends to."""
+    lengths, run = [], fast_generation._StaticStep._run
+
+    def recorded(step):
+        lengths.append(step.length)
+        run(step)
+
+    monkeypatch.setattr(fast_generation._StaticStep, "_run", recorded)
+    return lengths
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", REQUESTS)
+def test_captured_steps_give_the_codes_of_the_standard_loop(name, processor, loops, monkeypatch):
+    model = load_model().to("cuda")
+    monkeypatch.setattr(fast_generation._StaticStep, "BUCKET", 16)
+    lengths = record_lengths(monkeypatch)
+    request = {"audio_length_in_s": 0.6, "return_dict_in_generate": True, **REQUESTS[name]}
+
+    def run():
+        torch.manual_seed(3)
+        return model.generate(**processor(text=PROMPTS).to("cuda"), **request).audio_codes
+
+    fast, standard = both(loops, run)
+    assert torch.equal(fast, standard)
+    if name != "windows":
+        assert lengths == [16, 16, 32, 32, 34, 34]  # one to warm up and one to capture, a bucket
+
+
+@pytest.mark.gpu
+def test_captured_steps_take_generators_of_either_device(processor, loops):
+    model = load_model().to("cuda")
+    for device in ("cpu", "cuda"):
+
+        def run(device=device):
+            generator = [torch.Generator(device).manual_seed(seed) for seed in range(3)]
+            inputs = processor(text=PROMPTS).to("cuda")
+            request = {"audio_length_in_s": 0.6, "return_dict_in_generate": True}
+            return model.generate(**inputs, generator=generator, **request).audio_codes
+
+        fast, standard = both(loops, run)
+        assert torch.equal(fast, standard)
+        loops.clear()
+
+
 class Neutral(LogitsProcessor):
     def __call__(self, input_ids, scores):
         return scores
@@ -135,6 +215,27 @@ def test_eager_attention_is_left_to_the_standard_loop(processor, loops):
     model = tiny_model(attn_implementation="eager")
     model.generate(**processor(text=PROMPTS[:1]), do_sample=False, max_new_tokens=2)
     assert loops == ["standard"]
+
+
+def test_hooks_on_layers_are_called(processor, loops):
+    model = tiny_model()
+    request = {**processor(text=PROMPTS[:1]), "do_sample": False, "max_new_tokens": 2}
+    model.generate(**request, output_hidden_states=True, return_dict_in_generate=True)
+    model.generate(**request)
+    assert loops == ["standard", "fast"], "what recorded hidden states stands in nobody's way later"
+    calls = []
+    model.decoder.layers[1].cross_attn.register_forward_hook(lambda *args: calls.append(1))
+    model.generate(**request)
+    assert loops[-1] == "standard" and calls
+
+
+def test_scores_that_are_no_numbers_are_an_error_where_codes_are_drawn(processor, loops):
+    model = tiny_model()
+    with torch.no_grad():
+        model.decoder.layers[0].fc1.weight[0, 0] = torch.inf
+    with pytest.raises(RuntimeError, match="not numbers"):
+        model.generate(**processor(text=PROMPTS[:1]), do_sample=True, max_new_tokens=3)
+    assert loops == ["fast"]
 
 
 def test_linears_give_the_products_of_torch_for_few_rows_and_many():

@@ -75,19 +75,19 @@ class _Decoder:
     def __call__(
         self,
         columns: torch.LongTensor,  # (rows, S, K)
-        positions: torch.LongTensor,  # (S,) of these columns
+        positions: slice | torch.LongTensor,  # S of them
         length: int,
         causal_mask: torch.Tensor | None = None,  # (S, length)
     ) -> torch.Tensor:
         """Logits (rows * K, V) of the column after the last of these, which attend to the first `length` columns."""
         decoder = self.model.decoder
-        hidden_states = decoder.embed(columns, positions)
+        hidden_states = decoder.embed(columns, self.positions[positions])
         for layer, keys, values, text in zip(self.layers, self.keys, self.values, self.text, strict=True):
             attention = layer.self_attn
             qkv = attention.qkv_proj(layer.self_attn_layer_norm(hidden_states))
             query, key, value = qkv.unflatten(-1, (3, -1, attention.head_dim)).permute(2, 0, 3, 1, 4)
-            keys.index_copy_(2, positions, key)
-            values.index_copy_(2, positions, value)
+            keys[:, :, positions] = key
+            values[:, :, positions] = value
             attended = scaled_dot_product_attention(query, keys[:, :, :length], values[:, :, :length], causal_mask)
             hidden_states = hidden_states + attention.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -104,10 +104,10 @@ class _Decoder:
 
     def read(self, columns: torch.LongTensor, start: int, end: int) -> torch.Tensor:
         """Logits after the columns `start` to `end`, attending to those that are there."""
-        positions = self.positions[start:end]
-        one = end == start + 1
-        causal_mask = None if one else self.positions[:end] <= positions[:, None]
-        return self(columns, positions, end, causal_mask)
+        causal_mask = None
+        if end > start + 1:
+            causal_mask = self.positions[:end] <= self.positions[start:end, None]
+        return self(columns, slice(start, end), end, causal_mask)
 
 
 class _StaticStep:
@@ -117,7 +117,7 @@ class _StaticStep:
     anew where the sound outgrows one.
     """
 
-    BUCKET = 256  # columns: a capture costs about three steps, and half a bucket is read in vain
+    BUCKET = 256  # columns: larger ones are captured less often, and read more in vain
     capture_lock = threading.Lock()  # PyTorch captures one graph at a time
 
     def __init__(self, decoder: _Decoder, columns: torch.LongTensor):
@@ -195,7 +195,17 @@ def _has_hooks(decoder) -> bool:
     left_out = [decoder]
     for layer in decoder.layers:
         left_out += [layer, layer.self_attn, layer.cross_attn]
-    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in left_out)
+    hooks = [
+        hook for module in left_out for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    # transformers' recorders stay after a request for hidden states, and are idle where none are asked for.
+    watched = any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks)
+    return watched or any("forward" in vars(module) for module in left_out)
+
+
+def _captures_steps(model, device: torch.device) -> bool:
+    """Whether steps are replayed as CUDA graphs. Kernels of quantised weights may wait for the host: not those."""
+    return device.type == "cuda" and getattr(model, "hf_quantizer", None) is None
 
 
 @torch.no_grad()
@@ -219,17 +229,16 @@ def fast_sample(
     copies = states.shape[0] // batch_size  # two where guided
     progress_bars = [criterion for criterion in stopping_criteria if isinstance(criterion, ProgressBar)]
     decoder = _Decoder(model, states, cross_mask, num_columns)
-    static_step = None
-    # Kernels of quantised weights may wait for the host, which cannot be captured.
-    if columns.is_cuda and getattr(model, "hf_quantizer", None) is None:
-        static_step = _StaticStep(decoder, columns[:, :1].repeat(copies, 1, 1))
+    read_one = decoder.read
+    if _captures_steps(model, columns.device):
+        read_one = _StaticStep(decoder, columns[:, :1].repeat(copies, 1, 1)).read
 
     previous = 0
     for step in range(input_ids.shape[1], num_columns):
         # The start column and the sound prompt at the first step, one column at the others.
-        new = columns[:, previous:step].repeat(copies, 1, 1)
-        read = decoder.read if static_step is None or previous == 0 else static_step.read
-        scores = logits_processor(columns[:, :step].transpose(1, 2).flatten(0, 1), read(new, previous, step))
+        read = decoder.read if previous == 0 else read_one
+        logits = read(columns[:, previous:step].repeat(copies, 1, 1), previous, step)
+        scores = logits_processor(columns[:, :step].transpose(1, 2).flatten(0, 1), logits)
         if generation_config.do_sample:
             # The exponential race of `torch.multinomial`, which would wait for the device to check its input.
             probabilities = scores.softmax(dim=-1)
@@ -240,4 +249,7 @@ def fast_sample(
         for bar in progress_bars:
             bar(input_ids, scores)
         previous = step
+    # Once for all steps: what is no number stays in the keys and values of those that follow.
+    if generation_config.do_sample and bool(probabilities.isnan().any()):
+        raise RuntimeError("The decoder's scores are not numbers. In float16 they may overflow: try bfloat16.")
     return GenerateEncoderDecoderOutput(sequences=columns.transpose(1, 2).flatten(0, 1))
