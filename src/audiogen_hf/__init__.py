@@ -16,6 +16,7 @@ _EXPORTS = {
     "cpu_inference": ["optimize_for_cpu"],
     "convert_audiocraft": ["export_audiocraft"],
     "generation_audiogen": ["AudioGenGenerateOutput"],
+    "int8_storage": ["save_int8"],
     "modeling_audiogen": ["AudioGenForConditionalGeneration", "AudioGenOutput", "AudioGenPreTrainedModel"],
     "pipelines": ["pipeline"],
     "processing_audiogen": ["AudioGenProcessor"],
