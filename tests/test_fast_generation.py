@@ -3,6 +3,7 @@
 import pytest
 import torch
 from testing_utils import PROMPTS, load_model, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LogitsProcessor, MaxTimeCriteria, TextStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -137,6 +138,32 @@ def record_lengths(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(fast_generation._StaticStep, "_run", recorded)
     return lengths
+
+
+class CountOfValuesAskedFor(TorchDispatchMode):
+    """Operations that make the host wait for a device: they end a capture, or hold up a loop."""
+
+    WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique"}
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in self.WAITING
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["greedy, guided", "top-k", "top-p"])
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_no_step_asks_for_a_value(name, fixed_shapes, model, processor, loops, monkeypatch):
+    monkeypatch.setattr(fast_generation, "_captures_steps", lambda *args: fixed_shapes)
+    inputs = processor(text=PROMPTS)
+
+    def values_asked_for(frames):
+        with CountOfValuesAskedFor() as mode:
+            model.generate(**inputs, **REQUESTS[name], max_new_tokens=frames)
+        return mode.count
+
+    assert values_asked_for(4) == values_asked_for(12) > 0
+    assert set(loops) == {"fast"}
 
 
 @pytest.mark.gpu
