@@ -38,7 +38,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = torch._weight_int8pack_mm(hidden_states.flatten(0, -2), self.weight, self.scale)
-        return rows.unflatten(0, hidden_states.shape[:-1])
+        return rows.view(*hidden_states.shape[:-1], -1)
 
     def dequantize(self) -> torch.Tensor:
         """The float32 weight (out, in) that the layer stands for."""
@@ -69,7 +69,7 @@ class Int4Linear(nn.Module):
         rows = torch.ops.aten._weight_int4pack_mm_for_cpu(
             hidden_states.flatten(0, -2), self.weight, self.group_size, self.scale_and_offset
         )
-        return rows.unflatten(0, hidden_states.shape[:-1])
+        return rows.view(*hidden_states.shape[:-1], -1)
 
     def dequantize(self) -> torch.Tensor:
         """The float32 weight (out, in) that the layer stands for."""

@@ -104,18 +104,16 @@ class AudioGenLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        few_rows = hidden_states.shape[:-1].numel() <= self.FEW_ROWS
-        if few_rows and _is_plain_float32_on_cpu(self.weight) and not torch.is_grad_enabled():
+        weight = self.weight
+        few_rows = hidden_states.numel() <= self.FEW_ROWS * self.in_features
+        # A quantised weight is of a class of its own, which knows only `nn.functional.linear`.
+        plain = type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.is_cpu
+        if few_rows and plain and not torch.is_grad_enabled():
             # Rows that do not lie in one piece cost five times as much here, and attention its fast kernel.
-            rows = hidden_states.flatten(0, -2).contiguous()
-            product = torch.mm(self.weight, rows.t()).t().contiguous()
-            return product.unflatten(0, hidden_states.shape[:-1])
+            rows = hidden_states.reshape(-1, self.in_features).contiguous()
+            product = torch.mm(weight, rows.t()).t().contiguous()
+            return product.view(*hidden_states.shape[:-1], self.out_features)
         return super().forward(hidden_states)
-
-
-def _is_plain_float32_on_cpu(weight: torch.Tensor) -> bool:
-    """Not quantised: those weights are subclasses that know only `nn.functional.linear`."""
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and type(weight.data) is torch.Tensor
 
 
 class AudioGenAttention(nn.Module):
