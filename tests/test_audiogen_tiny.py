@@ -127,7 +127,7 @@ def test_it_can_be_trained_further_and_saved(model, processor, tmp_path):
     inputs = processor(text=["a dog barking"])
     labels = torch.zeros(1, 4, 20, dtype=torch.long)
     model(**inputs, labels=labels).loss.backward()
-    assert model.decoder.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
+    assert model.decoder.layers[0].self_attn.qkv_proj.weight.grad.abs().max() > 0
     model.zero_grad()
     model.save_pretrained(tmp_path)
     again = AudioGenForConditionalGeneration.from_pretrained(tmp_path)
