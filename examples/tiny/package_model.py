@@ -78,7 +78,7 @@ Its defaults are {duration:g} s, guidance scale {guidance_scale:g}, temperature 
 ## Data
 
 {files:,} freely licensed recordings, 94 minutes, out of games and sound collections that Debian, PyPI and npm
-distribute. `ATTRIBUTION.md` names every author. The scripts in `examples/tiny` of the library build the data, train both
+distribute. `ATTRIBUTION.md` names every author. Scripts in `examples/tiny` of the library build the data, train both
 parts, evaluate and package the model. It knows {num_classes} kinds of sounds:
 
 {classes}.
