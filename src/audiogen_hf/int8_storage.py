@@ -21,8 +21,6 @@ QUANT_METHOD = "audiogen_int8"
 # A tensor `name` is stored as `name:int8` and `name:scale`, or under its own name in floating point.
 LEVELS, SCALE = ":int8", ":scale"
 MIN_ELEMENTS = 4096  # smaller tensors are a hundredth of a model, and gain little
-# Codes are chosen by distance to these, and decoded to them: rounded, a sound gets other codes.
-FLOAT_NAMES = (".codebook.embed",)
 
 
 def quantize(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +71,7 @@ def int8_state_dict(model) -> dict[str, torch.Tensor]:
             state[name] = tensor
         elif not tensor.isfinite().all():
             raise ValueError(f"`model` has NaN or infinities in {name}, which int8 cannot hold.")
-        elif tensor.ndim >= 2 and tensor.numel() >= MIN_ELEMENTS and not name.endswith(FLOAT_NAMES):
+        elif tensor.ndim >= 2 and tensor.numel() >= MIN_ELEMENTS:
             state[name + LEVELS], state[name + SCALE] = quantize(tensor)
         else:
             state[name] = _in_half_precision(tensor)
@@ -83,9 +81,9 @@ def int8_state_dict(model) -> dict[str, torch.Tensor]:
 def save_int8(model, processor, folder: str | os.PathLike) -> Path:
     """Saves a model with its large tensors as int8, for `from_pretrained` to load in floating point.
 
-    Tensors of two or more dimensions and 4,096 or more elements are rounded to int8 with a scale a row; the rest, and
-    EnCodec's codebooks, to float16 (float32 where the range of float16 is not enough). The model given stays as it
-    is. Each file is complete before it takes its place.
+    Tensors of two or more dimensions and 4,096 or more elements are rounded to int8 with a scale a row, the rest to
+    float16 (float32 where the range of float16 is not enough). The model given stays as it is. Each file is complete
+    before it takes its place.
 
     Args:
         model ([`AudioGenForConditionalGeneration`]): A model in floating point.

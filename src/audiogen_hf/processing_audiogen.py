@@ -130,7 +130,8 @@ class AudioGenProcessor(ProcessorMixin):
             raise ValueError(f"`{name}` takes at least one description, got an empty list.")
         if not all(one is None or isinstance(one, str) for one in texts):
             raise ValueError(f"`{name}` takes strings, got {[type(one).__name__ for one in texts]}.")
-        encoded = self.tokenizer([one or "" for one in texts], **kwargs)
+        # No text encoder here tells segments apart, though the tokenizers of some mark them.
+        encoded = self.tokenizer([one or "" for one in texts], **{"return_token_type_ids": False, **kwargs})
         for row, one in enumerate(texts):
             if not one:  # the null prompt: the end-of-text token is not attended to either
                 encoded["attention_mask"][row] = 0 * encoded["attention_mask"][row]

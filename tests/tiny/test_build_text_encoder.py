@@ -13,7 +13,7 @@ from transformers import AutoModelForTextEncoding, AutoTokenizer, BertConfig, Be
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] b a r k s ##a ##b ##k ##r ##s Ω ##ing ##king bark a barking rain"
 VOCABULARY += " osnabruck uncharacteristically dog s"
-WORDS = {"bark", "rain", "dog", "uncharacteristically", "barking"}
+WORDS = {"bark", "rain", "dog", "barking"}
 KEPT = "[PAD] [UNK] [CLS] [SEP] [MASK] b a r k s ##a ##b ##k ##r ##s ##ing bark barking rain dog"
 
 
@@ -74,3 +74,9 @@ def test_texts_of_kept_tokens_have_the_states_of_the_original_after_saving(scrip
     for each, mask, by_original in zip(states, inputs["attention_mask"].bool(), expected, strict=True):
         torch.testing.assert_close(each[mask], by_original[0], rtol=0, atol=1e-5)
     assert tokenizer.model_max_length == 24
+
+
+def test_the_words_of_captions_stay_and_those_held_out_do_not_count(script):
+    words = script.caption_words()
+    assert {"dog", "motorcycle", "thunderstorm"} <= words
+    assert "grumpy" not in words  # "a grumpy dromedary in the desert" is held out

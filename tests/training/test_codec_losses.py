@@ -40,6 +40,25 @@ def test_losses_have_audiocrafts_values():
     assert si_snr(*signals()).item() == pytest.approx(10.466542, rel=1e-5)
 
 
+
+def test_the_mel_loss_is_the_mean_over_its_windows_each_with_filters_of_its_own():
+    both = MultiScaleMelLoss(RATE, [512, 2048], [32, 200])(*signals())
+    alone = [MultiScaleMelLoss(RATE, [n_fft], bins)(*signals()) for n_fft, bins in ((512, 32), (2048, 200))]
+    torch.testing.assert_close(both, sum(alone) / 2)
+
+
+def test_long_windows_hear_noise_that_repeats_itself_from_frame_to_frame():
+    generator = torch.Generator().manual_seed(0)
+    noise, other = 0.1 * torch.randn(2, 1, 1, RATE, generator=generator)
+    repeated = other[..., :320].repeat(1, 1, 50)
+
+    def ratio(n_fft, bins):
+        loss = MultiScaleMelLoss(RATE, [n_fft], bins)
+        return loss(repeated, noise) / loss(other, noise)
+
+    assert ratio(256, 32) < 1.5 < 3 < ratio(4096, 512)
+
+
 def test_the_mel_spectrogram_is_stft_power_through_the_librarys_filters():
     generator = torch.Generator().manual_seed(0)
     audio = torch.randn(2, 1, 1024, generator=generator)

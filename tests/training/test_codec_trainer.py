@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
 
 from audiogen_hf import AudioGenConfig
 from audiogen_hf.audiocraft_state_dict import codec_state_from_audiocraft, codec_state_to_audiocraft
+from audiogen_hf.data.token_cache import tokenizer_fingerprint
 from audiogen_hf.training.checkpointing import list_checkpoints
 from audiogen_hf.training.codec.arguments import EncodecTrainingArguments
 from audiogen_hf.training.codec.losses import si_snr
@@ -233,6 +234,29 @@ def test_a_trained_model_can_be_trained_further(sounds, tmp_path):
     assert (tmp_path / "second" / "last" / "model.safetensors").exists()
 
 
+def test_without_its_encoder_a_model_learns_to_decode_the_same_codes(sounds, tmp_path):
+    train(sounds, tmp_path / "first")
+    options = {"model_name_or_path": str(tmp_path / "first" / "last"), "train_encoder": False}
+    train(sounds, tmp_path / "second", **options)
+    first, second = (EncodecModel.from_pretrained(tmp_path / run / "last") for run in ("first", "second"))
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(second)
+    before = first.decoder.state_dict()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in second.decoder.state_dict().items())
+
+
+def test_in_bfloat16_the_layers_compute_so_and_the_weights_stay_float32(sounds, tmp_path):
+    losses = {}
+    for precision in ("no", "bf16"):
+        trainer = EncodecTrainer(arguments(sounds, tmp_path / precision, mixed_precision=precision))
+        trainer.initialize_codebooks()
+        losses[precision], _ = trainer.training_step(next(iter(trainer.train_loader))["input_values"])
+        assert {parameter.dtype for parameter in trainer.codec.parameters()} == {torch.float32}
+    for name, loss in losses["no"].items():
+        assert losses["bf16"][name].dtype == torch.float32
+        assert losses["bf16"][name] != loss
+        torch.testing.assert_close(losses["bf16"][name], loss, rtol=0.1, atol=0.01)
+
+
 def test_statistics_of_codes_have_their_closed_form():
     codes = torch.tensor([[[0, 0, 1], [3, 3, 3]], [[1, 2, 0], [3, 3, 0]]])  # (2 sounds, 2 codebooks, 3 frames)
     frames = torch.tensor([[True, True, True], [True, False, False]])
@@ -259,6 +283,10 @@ def test_figures_of_silence_only_validation_are_refused(sounds, tmp_path):
         ({"batch_size": 0}, "batch_size: got 0, takes more than 0"),
         ({"codebook_size": 1000}, "codebook_size: got 1000, takes a power of two"),
         ({"lr_schedule": "linear"}, "lr_schedule: got 'linear'"),
+        ({"mel_windows": [4096]}, r"segment_duration: got 0\.2, takes at least 0\.256 s"),
+        ({"mel_windows": []}, "mel_windows: got"),
+        ({"mel_bins": [16, 32]}, r"mel_bins: got \[16, 32\], takes one positive number, or one for each of"),
+        ({"train_encoder": False}, "train_encoder: a model from scratch"),
         ({"ema_decay": 1.0}, r"ema_decay: got 1\.0"),
     ],
 )

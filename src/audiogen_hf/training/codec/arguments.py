@@ -35,12 +35,20 @@ class EncodecTrainingArguments:
     num_codebooks: int = option(4, "residual codebooks")
     codebook_size: int = option(2048, "codes in each, a power of two")
 
+    train_encoder: bool = option(True, "otherwise encoder and codebooks stay as they are, and so do the codes")
     codebook_decay: float = option(0.99, "decay of the codebooks' moving averages")
     kmeans_iterations: int = option(50, "of the start of the codebooks, on the first batches")
     dead_code_ratio: float = option(0.1, "a code used less than this share of even use is replaced; 0: never")
 
     l1_weight: float = option(0.1, "share of the L1 loss in the gradient of the waveform")
     mel_weight: float = option(2.0, "share of the multi-scale mel loss")
+    mel_windows: list[int] = field(
+        default_factory=lambda: [64, 128, 256, 512, 1024],
+        metadata={"help": "lengths of the mel loss's windows, in samples"},
+    )
+    mel_bins: list[int] = field(
+        default_factory=lambda: [64], metadata={"help": "mel filters: one number for all windows, or one for each"}
+    )
     adversarial_weight: float = option(4.0, "share of the hinge loss")
     feature_weight: float = option(4.0, "share of the feature matching loss")
     commitment_weight: float = option(1.0, "factor of the commitment loss, which is not balanced")
@@ -87,6 +95,14 @@ class EncodecTrainingArguments:
         for name in ("codebook_decay", "balancer_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes a number of at least 0 and below 1")
+        if not self.mel_windows or min(self.mel_windows) < 16:
+            raise ValueError(f"mel_windows: got {self.mel_windows}, takes lengths of at least 16 samples")
+        if len(self.mel_bins) not in (1, len(self.mel_windows)) or min(self.mel_bins) < 1:
+            raise ValueError(
+                f"mel_bins: got {self.mel_bins}, takes one positive number, or one for each of {self.mel_windows}"
+            )
+        if not self.train_encoder and self.model_name_or_path is None:
+            raise ValueError("train_encoder: a model from scratch has no encoder to keep, give model_name_or_path")
         if self.codebook_size < 2 or self.codebook_size & (self.codebook_size - 1):
             raise ValueError(f"codebook_size: got {self.codebook_size}, takes a power of two")
         if self.dead_code_ratio >= 1:

@@ -62,8 +62,10 @@ class MultiScaleMelLoss(nn.Module):
 
     Args:
         sampling_rate: in Hz.
-        n_ffts: window lengths, in samples.
-        num_mels, min_frequency: see `MelSpectrogram`.
+        n_ffts: window lengths, in samples. Windows longer than a frame of codes hear the buzz of a decoder that repeats
+            itself from frame to frame, if they have filters enough (Kumar et al. 2023, arXiv 2306.06546).
+        num_mels: filters, one number for all windows or one for each.
+        min_frequency: see `MelSpectrogram`.
         floor: added to the power before the logarithm.
     """
 
@@ -71,14 +73,17 @@ class MultiScaleMelLoss(nn.Module):
         self,
         sampling_rate: int,
         n_ffts: Sequence[int] = (64, 128, 256, 512, 1024),
-        num_mels: int = 64,
+        num_mels: int | Sequence[int] = 64,
         min_frequency: float = 64.0,
         floor: float = 1e-5,
     ):
         super().__init__()
         self.floor = floor
+        if isinstance(num_mels, int):
+            num_mels = [num_mels] * len(n_ffts)
         self.scales = nn.ModuleList(
-            MelSpectrogram(sampling_rate, n_fft, num_mels, min_frequency, normalized=True) for n_fft in n_ffts
+            MelSpectrogram(sampling_rate, n_fft, bins, min_frequency, normalized=True)
+            for n_fft, bins in zip(n_ffts, num_mels, strict=True)
         )
 
     def forward(self, estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

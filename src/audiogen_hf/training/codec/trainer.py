@@ -36,7 +36,7 @@ from .quantization import QuantizerTrainer
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold one
+LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold it, and the mel loss's
 KMEANS_VECTORS_PER_CODE = 4
 BEST_METRIC = "mel_distance"
 LOGGED_SOUNDS = 4
@@ -86,13 +86,15 @@ class EncodecTrainer:
         self.quantizer = QuantizerTrainer(
             self.codec.quantizer, args.codebook_decay, args.dead_code_ratio, seed=args.seed
         )
+        self.codec.encoder.requires_grad_(args.train_encoder)
         self.model, self.optimizer, self.schedule = self._prepare(EncodecForTraining(self.codec, self.quantizer))
         self.discriminator = None
         if args.discriminator:
             self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = self._prepare(
                 MultiScaleSTFTDiscriminator(args.discriminator_filters)
             )
-        self.mel_loss = MultiScaleMelLoss(self.sampling_rate).to(self.device)
+        bins = args.mel_bins * len(args.mel_windows) if len(args.mel_bins) == 1 else args.mel_bins
+        self.mel_loss = MultiScaleMelLoss(self.sampling_rate, args.mel_windows, bins).to(self.device)
         self.mel_distance = MelDistance(self.sampling_rate).to(self.device)
         weights = {
             "adversarial": args.adversarial_weight,
@@ -127,8 +129,9 @@ class EncodecTrainer:
     def _build_loader(self, data: str, split: str, duration: float, training: bool) -> ClipLoader:
         args = self.args
         reader = ClipReader(self.sampling_rate, duration, args.min_segment_ratio)
-        if reader.num_samples < LONGEST_WINDOW:
-            shortest = LONGEST_WINDOW / self.sampling_rate
+        longest_window = max(LONGEST_WINDOW, *args.mel_windows)
+        if reader.num_samples < longest_window:
+            shortest = longest_window / self.sampling_rate
             name = "segment_duration" if training else "validation_segment_duration"
             raise ValueError(f"{name}: got {duration}, takes at least {shortest} s, the longest window of the losses")
         rows = load_audio_text_dataset(data, split=split, with_text=False)
@@ -146,7 +149,8 @@ class EncodecTrainer:
         """The module on its device (and in DDP), its Adam, and the schedule of its learning rate."""
         args = self.args
         betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.Adam(module.parameters(), lr=args.learning_rate, betas=betas)
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(learning, lr=args.learning_rate, betas=betas)
         schedule = build_schedule(optimizer, args.lr_schedule, args.warmup_steps, args.max_steps)
         return self.accelerator.prepare(module, optimizer, schedule)
 
@@ -215,13 +219,17 @@ class EncodecTrainer:
         gradient = self.balancer.gradient(losses, output.audio)
         # Balanced gradients add up over clips, and DDP takes the mean over processes: undo its division.
         gradient *= self.accelerator.num_processes
-        commitment_gradient = torch.full_like(output.commitment_loss, self.args.commitment_weight)
-        # One pass through the model for both, as DDP needs it.
-        torch.autograd.backward([output.audio, output.commitment_loss], [gradient, commitment_gradient])
+        if self.args.train_encoder:
+            commitment_gradient = torch.full_like(output.commitment_loss, self.args.commitment_weight)
+            # One pass through the model for both, as DDP needs it.
+            torch.autograd.backward([output.audio, output.commitment_loss], [gradient, commitment_gradient])
+        else:
+            output.audio.backward(gradient)
         self._take_step(self.optimizer, self.schedule)
 
         self.step += 1
-        self.quantizer.update_codebooks(output.codes, output.residuals, self.step)
+        if self.args.train_encoder:
+            self.quantizer.update_codebooks(output.codes, output.residuals, self.step)
         self.ema.update(self.codec)
         return {name: loss.detach() for name, loss in (losses | figures).items()}, output.codes
 
