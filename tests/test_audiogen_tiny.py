@@ -123,6 +123,11 @@ def test_words_that_the_vocabulary_lacks_are_read_in_pieces(processor):
     assert tokenizer.unk_token_id not in tokenizer("a pterodactyl screeching above the colosseum")["input_ids"]
 
 
+def test_a_text_longer_than_the_encoder_reads_is_refused(model, processor):
+    with pytest.raises(ValueError, match="`text` takes up to 128 tokens with this model, got 202"):
+        model.generate(**processor(text=["rain " * 200]))
+
+
 def test_it_can_be_trained_further_and_saved(model, processor, tmp_path):
     inputs = processor(text=["a dog barking"])
     labels = torch.zeros(1, 4, 20, dtype=torch.long)

@@ -382,6 +382,9 @@ class AudioGenGenerationMixin(GenerationMixin):
         )
 
     def _run_text_encoder(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor) -> BaseModelOutput:
+        longest = getattr(self.config.text_encoder, "max_position_embeddings", None)  # T5 has no limit
+        if longest is not None and input_ids.shape[1] > longest:
+            raise ValueError(f"`text` takes up to {longest} tokens with this model, got {input_ids.shape[1]}.")
         device = self.text_encoder.device
         return self.text_encoder(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
 

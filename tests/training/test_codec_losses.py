@@ -40,7 +40,6 @@ def test_losses_have_audiocrafts_values():
     assert si_snr(*signals()).item() == pytest.approx(10.466542, rel=1e-5)
 
 
-
 def test_the_mel_loss_is_the_mean_over_its_windows_each_with_filters_of_its_own():
     both = MultiScaleMelLoss(RATE, [512, 2048], [32, 200])(*signals())
     alone = [MultiScaleMelLoss(RATE, [n_fft], bins)(*signals()) for n_fft, bins in ((512, 32), (2048, 200))]

@@ -62,8 +62,8 @@ class MultiScaleMelLoss(nn.Module):
 
     Args:
         sampling_rate: in Hz.
-        n_ffts: window lengths, in samples. Windows longer than a frame of codes hear the buzz of a decoder that repeats
-            itself from frame to frame, if they have filters enough (Kumar et al. 2023, arXiv 2306.06546).
+        n_ffts: window lengths, in samples. Windows longer than a frame of codes, with filters enough, hear the buzz of
+            a decoder that repeats itself from frame to frame (Kumar et al. 2023, arXiv 2306.06546).
         num_mels: filters, one number for all windows or one for each.
         min_frequency: see `MelSpectrogram`.
         floor: added to the power before the logarithm.
