@@ -79,4 +79,4 @@ def test_texts_of_kept_tokens_have_the_states_of_the_original_after_saving(scrip
 def test_the_words_of_captions_stay_and_those_held_out_do_not_count(script):
     words = script.caption_words()
     assert {"dog", "motorcycle", "thunderstorm"} <= words
-    assert "grumpy" not in words  # "a grumpy dromedary in the desert" is held out
+    assert "bullseye" not in words  # "archery practice, the shaft lands in the bullseye" is held out

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
@@ -247,10 +248,12 @@ def test_without_its_encoder_a_model_learns_to_decode_the_same_codes(sounds, tmp
 def test_in_bfloat16_the_layers_compute_so_and_the_weights_stay_float32(sounds, tmp_path):
     losses = {}
     for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process trains with one precision
         trainer = EncodecTrainer(arguments(sounds, tmp_path / precision, mixed_precision=precision))
         trainer.initialize_codebooks()
         losses[precision], _ = trainer.training_step(next(iter(trainer.train_loader))["input_values"])
         assert {parameter.dtype for parameter in trainer.codec.parameters()} == {torch.float32}
+    AcceleratorState._reset_state(reset_partial_state=True)
     for name, loss in losses["no"].items():
         assert losses["bf16"][name].dtype == torch.float32
         assert losses["bf16"][name] != loss
