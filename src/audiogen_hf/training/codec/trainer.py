@@ -36,7 +36,7 @@ from .quantization import QuantizerTrainer
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold it, and the mel loss's
+LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold one, and one of the mel loss
 KMEANS_VECTORS_PER_CODE = 4
 BEST_METRIC = "mel_distance"
 LOGGED_SOUNDS = 4
@@ -93,8 +93,8 @@ class EncodecTrainer:
             self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = self._prepare(
                 MultiScaleSTFTDiscriminator(args.discriminator_filters)
             )
-        bins = args.mel_bins * len(args.mel_windows) if len(args.mel_bins) == 1 else args.mel_bins
-        self.mel_loss = MultiScaleMelLoss(self.sampling_rate, args.mel_windows, bins).to(self.device)
+        num_mels = args.mel_bins[0] if len(args.mel_bins) == 1 else args.mel_bins
+        self.mel_loss = MultiScaleMelLoss(self.sampling_rate, args.mel_windows, num_mels).to(self.device)
         self.mel_distance = MelDistance(self.sampling_rate).to(self.device)
         weights = {
             "adversarial": args.adversarial_weight,
