@@ -53,3 +53,44 @@ def test_items_of_a_batch_do_not_touch_each_other():
     alone, _ = discriminator(audio[1:])
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a[1:], b)
+
+
+def test_compression_takes_the_magnitudes_to_its_power_and_keeps_phases():
+    plain, compressed = (STFTDiscriminator(n_fft=256, num_filters=2, compression=c) for c in (1.0, 0.5))
+    seen = {}
+    for name, module in (("plain", plain), ("compressed", compressed)):
+        module.convs[0].register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        module(torch.randn(2, 1, 1000, generator=torch.Generator().manual_seed(0)))
+    before, after = (torch.complex(*seen[name].double().unbind(dim=1)) for name in ("plain", "compressed"))
+    expected = torch.polar(before.abs().sqrt(), before.angle())
+    torch.testing.assert_close(after, expected, rtol=1e-3, atol=2e-2)
+    loud = before.abs() > 0.1
+    torch.testing.assert_close(after[loud], expected[loud], rtol=1e-4, atol=0)
+
+
+def test_compression_leaves_silence_silent_with_finite_gradients():
+    audio = torch.zeros(1, 1, 1000, requires_grad=True)
+    logits, features = STFTDiscriminator(n_fft=256, num_filters=2, compression=0.3)(audio)
+    logits.sum().backward()
+    assert audio.grad.isfinite().all()
+    torch.testing.assert_close(features[0], features[0][..., :1, :1].expand_as(features[0]))
+
+
+def test_compression_learns_to_tell_noise_from_its_smooth_copy_in_fewer_steps():
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.05 * torch.randn(8, 1, 4000, generator=generator)
+    smooth = 0.05 * torch.sin(torch.arange(4000) * 0.3).expand(8, 1, -1)
+    losses = []
+    for compression in (1.0, 0.3):
+        torch.manual_seed(0)
+        discriminator = MultiScaleSTFTDiscriminator(num_filters=4, n_ffts=(256,), compression=compression)
+        optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.9))
+        for _ in range(40):
+            (real,), _ = discriminator(noise)
+            (fake,), _ = discriminator(smooth)
+            loss = discriminator_hinge_loss([real], [fake])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[1] < 0.75 * losses[0]

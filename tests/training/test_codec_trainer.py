@@ -204,6 +204,15 @@ def test_the_discriminator_joins_at_its_step(sounds, tmp_path):
     assert not any(map(torch.equal, before, trainer.discriminator.parameters()))
 
 
+def test_the_discriminator_is_built_and_trained_as_told(sounds, tmp_path):
+    options = {"discriminator_windows": [256, 64], "discriminator_compression": 0.3}
+    trainer = EncodecTrainer(arguments(sounds, tmp_path, discriminator_learning_rate=1e-3, **options))
+    assert [scale.n_fft for scale in trainer.discriminator.scales] == [256, 64]
+    assert {scale.compression for scale in trainer.discriminator.scales} == {0.3}
+    assert trainer.discriminator_optimizer.param_groups[0]["lr"] == 1e-3
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.args.learning_rate == 3e-4
+
+
 def test_every_parameter_of_the_model_gets_a_gradient(sounds, tmp_path):
     trainer = EncodecTrainer(arguments(sounds, tmp_path))
     trainer.initialize_codebooks()
@@ -288,6 +297,10 @@ def test_figures_of_silence_only_validation_are_refused(sounds, tmp_path):
         ({"lr_schedule": "linear"}, "lr_schedule: got 'linear'"),
         ({"mel_windows": [4096]}, r"segment_duration: got 0\.2, takes at least 0\.256 s"),
         ({"mel_windows": []}, "mel_windows: got"),
+        ({"discriminator_windows": []}, "discriminator_windows: got"),
+        ({"discriminator_windows": [4096]}, r"segment_duration: got 0\.2, takes at least 0\.256 s"),
+        ({"discriminator_compression": 0.0}, "discriminator_compression: got 0.0, takes more than 0 and at most 1"),
+        ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate: got 0.0, takes more than 0"),
         ({"mel_bins": [16, 32]}, r"mel_bins: got \[16, 32\], takes one positive number, or one for each of"),
         ({"train_encoder": False}, "train_encoder: a model from scratch"),
         ({"ema_decay": 1.0}, r"ema_decay: got 1\.0"),

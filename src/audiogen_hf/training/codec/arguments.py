@@ -55,11 +55,19 @@ class EncodecTrainingArguments:
     balancer_decay: float = option(0.999, "decay of the loss balancer's averages")
     discriminator: bool = option(True, "train against the MS-STFT discriminator")
     discriminator_filters: int = option(32, "channels of the discriminator")
+    discriminator_windows: list[int] = field(
+        default_factory=lambda: [1024, 2048, 512, 256, 128],
+        metadata={"help": "lengths of the windows whose spectrograms it sees, in samples; a discriminator for each"},
+    )
+    discriminator_compression: float = option(
+        1.0, "exponent of the magnitudes that it sees; below 1 it hears the quiet parts, and learns in far fewer steps"
+    )
+    discriminator_learning_rate: float | None = option(None, "of its Adam; by default as learning_rate")
     discriminator_start_step: int = option(0, "steps with reconstruction losses alone, before it joins")
 
     max_steps: int = option(400_000, "optimizer steps")
     batch_size: int = option(64, "clips in a batch, all processes together")
-    learning_rate: float = option(3e-4, "of Adam, for model and discriminator")
+    learning_rate: float = option(3e-4, "of Adam")
     adam_beta1: float = option(0.5, "decay of Adam's first moment")
     adam_beta2: float = option(0.9, "decay of Adam's second moment")
     lr_schedule: str = field(default="constant", metadata={"help": "after the warm-up", "choices": list(SCHEDULES)})
@@ -101,6 +109,18 @@ class EncodecTrainingArguments:
             raise ValueError(
                 f"mel_bins: got {self.mel_bins}, takes one positive number, or one for each of {self.mel_windows}"
             )
+        if not self.discriminator_windows or min(self.discriminator_windows) < 16:
+            raise ValueError(
+                f"discriminator_windows: got {self.discriminator_windows}, takes lengths of at least 16 samples"
+            )
+        if not 0 < self.discriminator_compression <= 1:
+            raise ValueError(
+                f"discriminator_compression: got {self.discriminator_compression}, takes more than 0 and at most 1"
+            )
+        if self.discriminator_learning_rate is None:
+            self.discriminator_learning_rate = self.learning_rate
+        if self.discriminator_learning_rate <= 0:
+            raise ValueError(f"discriminator_learning_rate: got {self.discriminator_learning_rate}, takes more than 0")
         if not self.train_encoder and self.model_name_or_path is None:
             raise ValueError("train_encoder: a model from scratch has no encoder to keep, give model_name_or_path")
         if self.codebook_size < 2 or self.codebook_size & (self.codebook_size - 1):

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+QUIETEST_POWER = 1e-7  # of a bin; below it compression tends to a constant gain
+
 
 class STFTDiscriminator(nn.Module):
     """Convolutions over the complex spectrogram of one resolution; frequency halves three times, time is dilated.
@@ -14,11 +16,14 @@ class STFTDiscriminator(nn.Module):
     Args:
         n_fft: window length in samples; the hop is a quarter of it.
         num_filters: channels of every hidden layer.
+        compression: exponent of the magnitudes, their phases stay. With 1, as in the paper, what is quiet hardly moves
+            the convolutions, and they need many steps to tell noise from its smooth copy.
     """
 
-    def __init__(self, n_fft: int, num_filters: int = 32):
+    def __init__(self, n_fft: int, num_filters: int = 32, compression: float = 1.0):
         super().__init__()
         self.n_fft = n_fft
+        self.compression = compression
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         # Kernels, strides and dilations are (time, frequency).
         self.convs = nn.ModuleList([nn.Conv2d(2, num_filters, (3, 9), padding=(1, 4))])
@@ -37,6 +42,9 @@ class STFTDiscriminator(nn.Module):
         )
         # The energy of the window is taken out: (batch, 2, frames, frequencies), real and imaginary parts.
         hidden = torch.view_as_real(spectrum / self.window.norm()).permute(0, 3, 2, 1)
+        if self.compression != 1:
+            power = hidden.pow(2).sum(dim=1, keepdim=True)
+            hidden = hidden * (power + QUIETEST_POWER).pow((self.compression - 1) / 2)
         features = []
         for conv in self.convs:
             hidden = F.leaky_relu(conv(hidden), 0.3)
@@ -47,9 +55,14 @@ class STFTDiscriminator(nn.Module):
 class MultiScaleSTFTDiscriminator(nn.Module):
     """One `STFTDiscriminator` for each window length; the defaults are AudioCraft's for EnCodec at 16 kHz."""
 
-    def __init__(self, num_filters: int = 32, n_ffts: Sequence[int] = (1024, 2048, 512, 256, 128)):
+    def __init__(
+        self,
+        num_filters: int = 32,
+        n_ffts: Sequence[int] = (1024, 2048, 512, 256, 128),
+        compression: float = 1.0,
+    ):
         super().__init__()
-        self.scales = nn.ModuleList(STFTDiscriminator(n_fft, num_filters) for n_fft in n_ffts)
+        self.scales = nn.ModuleList(STFTDiscriminator(n_fft, num_filters, compression) for n_fft in n_ffts)
 
     def forward(self, audio: torch.Tensor) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         """(batch, 1, samples) -> for every scale its logits, and its list of feature maps."""

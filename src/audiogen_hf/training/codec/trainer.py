@@ -36,7 +36,6 @@ from .quantization import QuantizerTrainer
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WINDOW = 2048  # of the discriminator; a clip must hold one, and one of the mel loss
 KMEANS_VECTORS_PER_CODE = 4
 BEST_METRIC = "mel_distance"
 LOGGED_SOUNDS = 4
@@ -87,11 +86,16 @@ class EncodecTrainer:
             self.codec.quantizer, args.codebook_decay, args.dead_code_ratio, seed=args.seed
         )
         self.codec.encoder.requires_grad_(args.train_encoder)
-        self.model, self.optimizer, self.schedule = self._prepare(EncodecForTraining(self.codec, self.quantizer))
+        self.model, self.optimizer, self.schedule = self._prepare(
+            EncodecForTraining(self.codec, self.quantizer), args.learning_rate
+        )
         self.discriminator = None
         if args.discriminator:
             self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = self._prepare(
-                MultiScaleSTFTDiscriminator(args.discriminator_filters)
+                MultiScaleSTFTDiscriminator(
+                    args.discriminator_filters, args.discriminator_windows, args.discriminator_compression
+                ),
+                args.discriminator_learning_rate,
             )
         num_mels = args.mel_bins[0] if len(args.mel_bins) == 1 else args.mel_bins
         self.mel_loss = MultiScaleMelLoss(self.sampling_rate, args.mel_windows, num_mels).to(self.device)
@@ -129,7 +133,7 @@ class EncodecTrainer:
     def _build_loader(self, data: str, split: str, duration: float, training: bool) -> ClipLoader:
         args = self.args
         reader = ClipReader(self.sampling_rate, duration, args.min_segment_ratio)
-        longest_window = max(LONGEST_WINDOW, *args.mel_windows)
+        longest_window = max(*args.mel_windows, *args.discriminator_windows)
         if reader.num_samples < longest_window:
             shortest = longest_window / self.sampling_rate
             name = "segment_duration" if training else "validation_segment_duration"
@@ -145,12 +149,12 @@ class EncodecTrainer:
             process_index=self.accelerator.process_index,
         )
 
-    def _prepare(self, module: nn.Module):
+    def _prepare(self, module: nn.Module, learning_rate: float):
         """The module on its device (and in DDP), its Adam, and the schedule of its learning rate."""
         args = self.args
         betas = (args.adam_beta1, args.adam_beta2)
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(learning, lr=args.learning_rate, betas=betas)
+        optimizer = torch.optim.Adam(learning, lr=learning_rate, betas=betas)
         schedule = build_schedule(optimizer, args.lr_schedule, args.warmup_steps, args.max_steps)
         return self.accelerator.prepare(module, optimizer, schedule)
 
