@@ -34,6 +34,8 @@ def test_the_kernel_multiplies_by_the_dequantised_weight(layer_class, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 1, 96), (1, 7, 96), (33, 96)])
 def test_packed_weights_multiply_as_plain_ones(dtype, shape):
+    if not PackedLinear.is_available(dtype):
+        pytest.skip(f"PyTorch does not pack {dtype} for this CPU")
     torch.manual_seed(0)
     weight = torch.randn(64, 96, dtype=dtype)
     layer = PackedLinear(weight)
@@ -66,7 +68,23 @@ def test_a_model_of_any_precision_generates(precision, processor):
     audio = optimized.generate(**processor(text=PROMPTS), max_new_tokens=6)
     assert audio.shape == (3, 1, 6 * 320) and bool(audio.isfinite().all())
     linears = [module for module in optimized.decoder.modules() if isinstance(module, torch.nn.Linear)]
-    assert not linears
+    packs = precision.startswith("int") or PackedLinear.is_available(getattr(torch, precision))
+    assert bool(linears) != packs
+
+
+@pytest.mark.parametrize("precision, warned", [("float32", False), ("bfloat16", True)])
+def test_where_weights_cannot_be_packed_they_stay_plain(precision, warned, processor, reference, caplog, monkeypatch):
+    def reorder(*args):
+        raise RuntimeError("mkldnn_reorder_linear_weight: needs the cpu support avx512bw")
+
+    monkeypatch.setattr(PackedLinear, "is_available", staticmethod(PackedLinear.is_available.__wrapped__))
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reorder)
+    model = optimize_for_cpu(load_model(), precision)
+    assert model.decoder.dtype == model.lm_head.weight.dtype == getattr(torch, precision)
+    codes = generate_codes(model, processor(text=[PROMPTS[0]]), audio_length_in_s=1.0)
+    if precision == "float32":
+        assert torch.equal(codes, reference["greedy_cfg3_single0/tokens"])
+    assert ("PyTorch has no fast bfloat16 for this CPU" in caplog.text) == warned
 
 
 def test_refuses_other_precisions_a_second_time_and_to_be_saved(tmp_path):

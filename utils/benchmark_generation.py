@@ -294,6 +294,8 @@ def measure_kernels(decoder: AudioGenDecoderConfig, rounds: int) -> list[dict]:
         ("Int4Linear", Int4Linear, ("bfloat16",)),
     ):
         for dtype in dtypes:
+            if prepare is PackedLinear and not PackedLinear.is_available(DTYPES[dtype]):
+                continue
             inputs = {size: torch.randn(2, size, dtype=DTYPES[dtype]) for size in (width, inner)}
             products = [
                 partial(prepare(torch.randn(shape).mul_(0.02).to(DTYPES[dtype])), inputs[shape[1]])

@@ -5,14 +5,33 @@ a few rows keep up if weights lie in the order in which they are used; int8 and 
 of bfloat16's. All kernels are PyTorch's own.
 """
 
+import functools
+import logging
+
 import torch
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 class PackedLinear(nn.Module):
     """A linear layer without bias, its weight in oneDNN's own order: the precision of `nn.Linear`, less time."""
 
     FEW_ROWS = 2  # the weight is packed for this many: one prompt with guidance
+
+    @staticmethod
+    @functools.cache
+    def is_available(dtype: torch.dtype) -> bool:
+        """Whether PyTorch can pack weights of this type here, which only trying tells.
+
+        It packs float32 on x86, bfloat16 where there is AVX512 or AVX-NE-CONVERT; builds without oneDNN, as those for
+        macOS, pack nothing.
+        """
+        try:
+            PackedLinear(torch.zeros(16, 16, dtype=dtype))
+        except (AttributeError, RuntimeError):
+            return False
+        return True
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
@@ -95,7 +114,8 @@ def optimize_for_cpu(model, precision: str = "float32"):
 
     Args:
         model ([`AudioGenForConditionalGeneration`]): A model on a CPU.
-        precision (`str`, *optional*, defaults to `"float32"`): `"float32"` and `"bfloat16"` pack the weights;
+        precision (`str`, *optional*, defaults to `"float32"`): `"float32"` and `"bfloat16"` pack the weights, where
+            PyTorch can do that for this CPU, and otherwise change their type only, bfloat16 with a warning;
             `"int8"` rounds them to one scale an output, `"int4"` to a scale and an offset a group of 128 inputs (its
             heads, 1% of the weights, to int8: they choose the codes).
 
@@ -118,14 +138,17 @@ def optimize_for_cpu(model, precision: str = "float32"):
         )
 
     layer_class, dtype = PRECISIONS[precision]
-    model.enc_to_dec_proj.to(dtype)
-    linears = [name for name, module in model.decoder.named_modules() if isinstance(module, nn.Linear)]
-    for name in linears:
-        weight = model.decoder.get_submodule(name).weight
-        model.decoder.set_submodule(name, layer_class(weight.to(dtype)))
-    model.decoder.to(dtype)
-    head_class = Int8Linear if layer_class is Int4Linear else layer_class
-    model.lm_head = head_class(model.lm_head.weight.to(dtype))
+    if layer_class is not PackedLinear or PackedLinear.is_available(dtype):
+        linears = [name for name, module in model.decoder.named_modules() if isinstance(module, nn.Linear)]
+        for name in linears:
+            weight = model.decoder.get_submodule(name).weight
+            model.decoder.set_submodule(name, layer_class(weight.to(dtype)))
+        head_class = Int8Linear if layer_class is Int4Linear else layer_class
+        model.lm_head = head_class(model.lm_head.weight.to(dtype))
+    elif dtype == torch.bfloat16:
+        logger.warning("PyTorch has no fast bfloat16 for this CPU: float32 and int8 take less time here.")
+    for part in (model.enc_to_dec_proj, model.decoder, model.lm_head):
+        part.to(dtype)
     model.cpu_precision = precision
     return model
 

@@ -15,12 +15,14 @@ from transformers import AutoFeatureExtractor, AutoModel, EncodecModel
 
 from audiogen_hf import AudioGenConfig
 from audiogen_hf.audiocraft_state_dict import codec_state_from_audiocraft, codec_state_to_audiocraft
+from audiogen_hf.cpu_inference import PackedLinear
 from audiogen_hf.data.token_cache import tokenizer_fingerprint
 from audiogen_hf.training.checkpointing import list_checkpoints
 from audiogen_hf.training.codec.arguments import EncodecTrainingArguments
 from audiogen_hf.training.codec.losses import si_snr
 from audiogen_hf.training.codec.modeling import build_encodec, encodec_config
 from audiogen_hf.training.codec.trainer import EncodecTrainer, codebook_statistics, count_codes
+from audiogen_hf.training.distributed import build_accelerator
 from audiogen_hf.training.lm.model import load_codec
 
 RATE = 16000
@@ -267,6 +269,15 @@ def test_in_bfloat16_the_layers_compute_so_and_the_weights_stay_float32(sounds, 
         assert losses["bf16"][name].dtype == torch.float32
         assert losses["bf16"][name] != loss
         torch.testing.assert_close(losses["bf16"][name], loss, rtol=0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_bfloat16_on_a_cpu_that_is_slow_at_it_is_warned_of(available, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(PackedLinear, "is_available", staticmethod(lambda dtype: available))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    build_accelerator(mixed_precision="bf16", gradient_accumulation_steps=1, report_to=[], project_dir=str(tmp_path))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert ("PyTorch has no fast bf16 for this CPU" in caplog.text) != available
 
 
 def test_statistics_of_codes_have_their_closed_form():

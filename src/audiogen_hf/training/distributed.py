@@ -1,11 +1,16 @@
 """The `Accelerator` of a run, and what accelerate leaves to its user."""
 
+import logging
 import os
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from ..cpu_inference import PackedLinear
+
+logger = logging.getLogger(__name__)
 
 
 def build_accelerator(
@@ -33,6 +38,9 @@ def build_accelerator(
         log_with=report_to or None,
         project_dir=project_dir,
     )
+    bfloat16_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    if bfloat16_on_cpu and not PackedLinear.is_available(torch.bfloat16):
+        logger.warning("mixed_precision: PyTorch has no fast bf16 for this CPU, training takes less time with no.")
     asked_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked_for_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # accelerate turns FSDP on for accelerators alone and would go on with DDP.
