@@ -1,29 +1,26 @@
 """What the precisions of `optimize_for_cpu` change: cross entropy and likeliest codes on sounds, against float32.
 
-    python utils/benchmark_precision.py --model MODEL --sounds FOLDER
+    python utils/benchmark_precision.py --model MODEL --sounds DATASET --split test
 
-FOLDER holds sounds and a `metadata.jsonl` with their `file_name` and `text`. Prints a table, then one JSON line.
+DATASET is what training takes. Prints a table, then one JSON line.
 """
 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import torch
 
-from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor, optimize_for_cpu, read_audio
+from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor, optimize_for_cpu
 from audiogen_hf.cpu_inference import PRECISIONS
+from audiogen_hf.data import ClipDataset, ClipReader, load_audio_text_dataset
 
 
-def read_clips(folder: Path, seconds: float, sampling_rate: int) -> list[tuple[str, torch.Tensor]]:
-    """Descriptions and the first seconds (1, 1, N) of the sounds of a folder."""
-    clips = []
-    for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        audio, _ = read_audio(folder / entry["file_name"], sampling_rate)
-        clips.append((entry["text"], torch.from_numpy(audio)[None, None, : int(seconds * sampling_rate)]))
-    return clips
+def read_clips(source: str, split: str, seconds: float, sampling_rate: int) -> list[tuple[str, torch.Tensor]]:
+    """A description of each sound, and some of its seconds (1, 1, N)."""
+    rows = load_audio_text_dataset(source, split=split)
+    clips = ClipDataset(rows, ClipReader(sampling_rate=sampling_rate, segment_duration=seconds), shuffle=False)
+    return [(clip["text"], torch.from_numpy(clip["audio"])[None, None, : clip["length"]]) for clip in clips]
 
 
 @torch.no_grad()
@@ -41,12 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="Hub id or folder")
     parser.add_argument("--text-encoder", help="for AudioCraft's layout, in place of the one it names")
-    parser.add_argument("--sounds", type=Path, required=True, help="folder with metadata.jsonl")
+    parser.add_argument("--sounds", required=True, help="sounds with descriptions, as --train_data of the examples")
+    parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each sound")
     args = parser.parse_args(argv)
 
     processor = AudioGenProcessor.from_pretrained(args.model, text_encoder=args.text_encoder)
-    clips = read_clips(args.sounds, args.seconds, processor.sampling_rate)
+    clips = read_clips(args.sounds, args.split, args.seconds, processor.sampling_rate)
     codes, expected, rows = None, None, []
     for precision in (None, *PRECISIONS):
         model = AudioGenForConditionalGeneration.from_pretrained(args.model, text_encoder=args.text_encoder).eval()
