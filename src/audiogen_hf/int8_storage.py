@@ -128,7 +128,8 @@ class Int8StorageConfig(QuantizationConfigMixin):
 
     def __init__(self, quant_method: str = QUANT_METHOD):
         self.quant_method = quant_method
-        self.dequantize = True  # transformers then forgets the quantization once the weights are loaded
+        # transformers then forgets the quantization, its conversion included, once the weights are loaded.
+        self.dequantize = True
 
 
 class DequantizeInt8(ConversionOps):
@@ -165,21 +166,12 @@ class Int8StorageQuantizer(HfQuantizer):
         converter.operations[0].dtype = dtype
         return None
 
-    def _process_model_after_weight_loading(self, model, **kwargs):
-        # Otherwise `save_pretrained` would reverse the conversion.
-        model._weight_conversions = [entry for entry in model._weight_conversions if not _is_ours(entry)]
-        return model
-
     def is_serializable(self):
         return True
 
     @property
     def is_trainable(self):
         return True
-
-
-def _is_ours(conversion) -> bool:
-    return any(isinstance(operation, DequantizeInt8) for operation in getattr(conversion, "operations", []))
 
 
 def check_file(path: str | os.PathLike):
