@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', INIT).group(1)
 
 CORE = [
     "torch>=2.6",  # torch.load(weights_only=True, mmap=True) and flex attention
-    "transformers>=5.23",  # the hooks of `generate` and the composite configurations are of this form since then
+    "transformers>=5.24",  # `generate` and the masks take keys and values as `cache` since then
     "huggingface-hub>=1.0",
     "safetensors>=0.5",
     "tokenizers>=0.21",

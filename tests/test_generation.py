@@ -6,7 +6,8 @@ import pytest
 import torch
 from testing_utils import PROMPTS, generate_codes, load_model, naive_generate, tiny_model
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import CompileConfig, EncoderDecoderCache, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
@@ -352,6 +353,16 @@ def test_caches_agree(small, options, loop, request):
         ]
     )
     assert torch.equal(generate_codes(small, inputs, max_new_tokens=6, **options), expected)
+
+
+def test_a_cache_of_ones_own_is_filled(small):
+    expected = generate_codes(small, text(0), max_new_tokens=5)
+    caches = [EncoderDecoderCache(DynamicCache(), DynamicCache()) for _ in range(2)]
+    assert torch.equal(generate_codes(small, text(0), max_new_tokens=5, cache=caches[0]), expected)
+    with pytest.warns(FutureWarning, match="Use `cache` instead"):
+        codes = generate_codes(small, text(0), max_new_tokens=5, past_key_values=caches[1])
+    assert torch.equal(codes, expected)
+    assert [cache.get_seq_length() for cache in caches] == [8, 8]  # five frames and the delays, without the last
 
 
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])

@@ -165,13 +165,26 @@ def test_cached_columns_equal_one_forward():
                 encoder_outputs=encoder_outputs,
                 attention_mask=TEXTS["attention_mask"],
                 decoder_input_ids=columns[:, first:last],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
-            assert outputs.past_key_values is cache
+            assert outputs.cache is cache
             steps.append(outputs.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=0, atol=1e-5)
     assert cache.get_seq_length() == 7
+
+
+def test_the_cache_goes_by_its_former_name_with_a_warning():
+    model = tiny_model()
+    columns = random_columns(model.config, 1, 2)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    with pytest.warns(FutureWarning, match="Use `cache` instead"):
+        outputs = model(**text(0), decoder_input_ids=columns, past_key_values=cache, use_cache=True)
+    assert outputs.cache is outputs.past_key_values is cache
+    encoder_hidden_states = torch.zeros(1, 2, model.config.decoder.hidden_size)
+    with pytest.warns(FutureWarning, match="Use `cache` instead"):
+        model.decoder(columns, encoder_hidden_states, past_key_values=cache)
+    assert cache.get_seq_length() == 4
 
 
 def test_the_future_is_not_seen():

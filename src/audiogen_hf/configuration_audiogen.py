@@ -57,7 +57,6 @@ class AudioGenDecoderConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = "audiogen_decoder"
     base_config_key = "decoder"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 2048
     num_codebooks: int = 4

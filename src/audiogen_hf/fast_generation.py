@@ -162,7 +162,7 @@ def can_sample_fast(
     generation_config: GenerationConfig,
     streamer=None,
     synced_gpus: bool = False,
-    past_key_values: Cache | None = None,
+    cache: Cache | None = None,
     use_cache: bool | None = True,
     **model_kwargs,
 ) -> bool:
@@ -172,7 +172,7 @@ def can_sample_fast(
         for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
     )
     own_cache = generation_config.cache_implementation not in (None, "dynamic") or (
-        past_key_values is not None and getattr(past_key_values, "_is_user_defined", False)
+        cache is not None and getattr(cache, "_is_user_defined", False)
     )
     return (
         streamer is None

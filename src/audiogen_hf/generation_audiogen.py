@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache
 from transformers.generation import (
     GenerationConfig,
     GenerationMixin,
@@ -533,7 +532,6 @@ class AudioGenGenerationMixin(GenerationMixin):
         self,
         input_ids: torch.LongTensor,  # (B * K, S)
         next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         delay_cells: torch.LongTensor | None = None,  # (B, S in all, K)
         **kwargs,
@@ -546,9 +544,7 @@ class AudioGenGenerationMixin(GenerationMixin):
         columns = torch.where(cells == UNKNOWN, columns, cells)
         if attention_mask.shape[0] == 2 * columns.shape[0]:
             columns = torch.cat([columns, columns])
-        return super().prepare_inputs_for_generation(
-            columns, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
-        )
+        return super().prepare_inputs_for_generation(columns, attention_mask=attention_mask, **kwargs)
 
     def _sample(self, input_ids, *args, **kwargs):
         """The fast loop where it can serve the request, else transformers'; both give the same codes."""

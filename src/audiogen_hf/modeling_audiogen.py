@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForTextEncoding
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -42,7 +43,7 @@ class AudioGenOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B * K, S, vocab_size)`):
             Scores of the column that follows each of the S columns read, one row a codebook;
             `logits.unflatten(0, (B, K))` separates prompts and codebooks.
-        past_key_values (`EncoderDecoderCache`, *optional*): Keys and values to go on from.
+        cache (`EncoderDecoderCache`, *optional*): Keys and values to go on from.
         decoder_hidden_states, decoder_attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
             Returned with `output_hidden_states=True` or `output_attentions=True`.
         encoder_last_hidden_state (`torch.FloatTensor` of shape `(B, L, text width)`): States of the text encoder.
@@ -51,7 +52,7 @@ class AudioGenOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     loss_per_codebook: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
+    cache: EncoderDecoderCache | None = None
     decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -159,12 +160,12 @@ class AudioGenSelfAttention(AudioGenAttention):
         self,
         hidden_states: torch.Tensor,  # (B, S, D)
         attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = (self.split_heads(states) for states in self.qkv_proj(hidden_states).chunk(3, dim=-1))
-        if past_key_values is not None:
-            key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
         return self.attend(query, key, value, attention_mask, **kwargs)
 
 
@@ -179,19 +180,19 @@ class AudioGenCrossAttention(AudioGenAttention):
         hidden_states: torch.Tensor,  # (B, S, D)
         encoder_hidden_states: torch.Tensor,  # (B, L, D)
         attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self.split_heads(self.q_proj(hidden_states))
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+        if cache is not None and cache.is_updated.get(self.layer_idx):
             # The text does not change while decoding: its keys and values are computed at the first step only.
-            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            cached = cache.cross_attention_cache.layers[self.layer_idx]
             key, value = cached.keys, cached.values
         else:
             key, value = (self.split_heads(states) for states in self.kv_proj(encoder_hidden_states).chunk(2, dim=-1))
-            if past_key_values is not None:
-                key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-                past_key_values.is_updated[self.layer_idx] = True
+            if cache is not None:
+                key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+                cache.is_updated[self.layer_idx] = True
         return self.attend(query, key, value, attention_mask, **kwargs)
 
 
@@ -214,18 +215,16 @@ class AudioGenDecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor,  # (B, L, D)
         encoder_attention_mask: torch.Tensor | None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attn_output, _ = self.self_attn(
-            self.self_attn_layer_norm(hidden_states), attention_mask, past_key_values, **kwargs
-        )
+        attn_output, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask, cache, **kwargs)
         hidden_states = hidden_states + self.dropout(attn_output)
         attn_output, _ = self.cross_attn(
             self.cross_attn_layer_norm(hidden_states),
             encoder_hidden_states,
             encoder_attention_mask,
-            past_key_values,
+            cache,
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attn_output)
@@ -243,7 +242,6 @@ class AudioGenPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["AudioGenDecoderLayer", "T5Block", "EncodecEncoder", "EncodecDecoder"]
     # The text encoder overflows in float16, and the tokenizer is slow and coarse in half precision.
     _keep_in_fp32_modules_strict = ["text_encoder", "audio_encoder"]
-    _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -315,13 +313,14 @@ class AudioGenDecoder(AudioGenPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -331,12 +330,12 @@ class AudioGenDecoder(AudioGenPreTrainedModel):
             encoder_hidden_states (`torch.FloatTensor` of shape `(B, L, hidden_size)`): Projected text.
             attention_mask (`torch.Tensor` of shape `(B, past + S)`, *optional*): 0 for columns not to attend to.
             encoder_attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 for text not to attend to.
-            past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of the columns before these.
-            use_cache (`bool`, *optional*): Whether to return `past_key_values`.
+            cache (`EncoderDecoderCache`, *optional*): Keys and values of the columns before these.
+            use_cache (`bool`, *optional*): Whether to return `cache`.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        past_length = cache.get_seq_length() if cache is not None else 0
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + past_length
         hidden_states = self.embed(input_ids, position_ids)
 
@@ -344,7 +343,7 @@ class AudioGenDecoder(AudioGenPreTrainedModel):
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             position_ids=position_ids[None],
         )
         cross_mask = create_bidirectional_mask(
@@ -354,12 +353,10 @@ class AudioGenDecoder(AudioGenPreTrainedModel):
             encoder_hidden_states=encoder_hidden_states,
         )
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, causal_mask, encoder_hidden_states, cross_mask, past_key_values, **kwargs
-            )
+            hidden_states = layer(hidden_states, causal_mask, encoder_hidden_states, cross_mask, cache, **kwargs)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
+            cache=cache if use_cache else None,
         )
 
 
@@ -451,6 +448,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         return hidden_states, ~padding | padding.all(dim=-1, keepdim=True)
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -458,7 +456,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: torch.LongTensor | None = None,
         num_targets: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -475,12 +473,12 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
             decoder_attention_mask (`torch.Tensor`, *optional*): 0 for columns not to attend to.
             encoder_outputs (`BaseModelOutput` or `tuple`, *optional*): States of the text encoder, in place of
                 `input_ids`.
-            past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of earlier columns.
+            cache (`EncoderDecoderCache`, *optional*): Keys and values of earlier columns.
             labels (`torch.LongTensor` of shape `(B, K, T)`, *optional*): Codes of the sounds, without delay. -100
                 and `vocab_size` mark padding, which is read as the special token and is no target.
             num_targets (`torch.Tensor` of shape `(K,)`, *optional*): Cells of each codebook to average the loss over,
                 in place of those of `labels`: of the whole batch, where it is spread over steps or processes.
-            use_cache (`bool`, *optional*): Whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): Whether to return `cache`.
             logits_to_keep (`int`, *optional*, defaults to 0): Score only that many last columns; 0 for all.
 
         Returns:
@@ -509,7 +507,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=decoder_attention_mask,
             encoder_attention_mask=encoder_attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -521,7 +519,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
             loss=loss,
             loss_per_codebook=loss_per_codebook,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
