@@ -8,14 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import (
-    AutoConfig,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    EncodecConfig,
-    EncodecModel,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, EncodecConfig, EncodecModel
 
 from ...configuration_audiogen import MODEL_SCALES, AudioGenConfig, AudioGenDecoderConfig
 from ...convert_audiocraft import AudioCraftCheckpoint, is_audiocraft_checkpoint
@@ -158,13 +151,6 @@ class LanguageModel(nn.Module):
             encoder_outputs=(text_states,), attention_mask=attention_mask, labels=labels, num_targets=num_targets
         )
         return outputs.loss, outputs.loss_per_codebook
-
-
-def recompute_layers(decoder: PreTrainedModel) -> None:
-    """Keep no activations inside the layers: the backward pass computes them again."""
-    # transformers 5.23 renamed this and warns of the old name.
-    renamed = getattr(decoder, "activation_checkpointing_enable", None)
-    (renamed or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def reshard(language_model: nn.Module) -> None:

@@ -34,7 +34,7 @@ from .arguments import AudioGenTrainingArguments
 from .card import write_training_card
 from .data import Inputs, build_train_loader, encode_batch, open_validation_clips
 from .evaluation import cross_entropies, evaluate
-from .model import LanguageModel, build_model, export_model, recompute_layers, reshard, unshard_root
+from .model import LanguageModel, build_model, export_model, reshard, unshard_root
 from .sampling import Sampler
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class AudioGenTrainer:
         # 4. What learns
         language_model = LanguageModel(self.model)
         if args.gradient_checkpointing:
-            recompute_layers(self.model.decoder)
+            self.model.decoder.activation_checkpointing_enable()
         if args.torch_compile:
             for layer in self.model.decoder.layers:
                 layer.compile()
