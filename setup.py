@@ -27,7 +27,7 @@ CORE = [
 ]
 TRAINING = [
     "datasets>=4.0",
-    "peft>=0.17",
+    "peft>=0.20",  # `load_adapter` of transformers builds on it
     "tensorboard>=2.18",
     "soxr>=0.5",  # changes of speed in examples/tiny
 ]

@@ -138,7 +138,8 @@ def test_a_merged_adapter_is_a_whole_model_of_the_same_loss(tmp_path, base_model
 def test_another_peft_method_trains_by_its_own_configuration(tmp_path, base_model):
     from peft import IA3Config
 
-    IA3Config(target_modules=["kv_proj", "fc2"], feedforward_modules=["fc2"]).save_pretrained(tmp_path / "ia3")
+    targets = {"target_modules": ["kv_proj", "fc2"], "feedforward_modules": ["fc2"]}
+    IA3Config(**targets, inference_mode=True).save_pretrained(tmp_path / "ia3")  # as beside a trained adapter
     options = {"peft_config": str(tmp_path / "ia3"), "learning_rate": 0.1, "max_steps": 6, "save_steps": 6}
     train(tmp_path / "run", model_name_or_path=str(base_model), **options)
     losses = read_log(tmp_path / "run", "train/ce")

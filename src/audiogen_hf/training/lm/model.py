@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, EncodecConfig, EncodecModel
@@ -104,7 +105,7 @@ def _decoder_config(model_scale: str, codec: EncodecConfig) -> AudioGenDecoderCo
 
 
 def _add_adapter(model: AudioGenForConditionalGeneration, args: AudioGenTrainingArguments):
-    from peft import LoraConfig, PeftConfig
+    from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 
     if args.peft_config is not None:
         config = PeftConfig.from_pretrained(args.peft_config)
@@ -115,8 +116,10 @@ def _add_adapter(model: AudioGenForConditionalGeneration, args: AudioGenTraining
             lora_dropout=args.lora_dropout,
             target_modules=args.lora_target_modules,
         )
-    model.add_adapter(config)
     config.base_model_name_or_path = args.model_name_or_path
+    config.inference_mode = False  # PEFT writes `true` beside an adapter that it has trained
+    # By PEFT itself, here and in `_save_adapter`: transformers' methods may ask for a PEFT that is not out yet.
+    inject_adapter_in_model(config, model)
     reached = [name for name, p in model.named_parameters() if p.requires_grad and name.startswith(FROZEN_PARTS)]
     if reached:
         raise ValueError(f"peft_config: its target_modules reach into the encoders, which stay frozen: {reached[0]}")
@@ -184,14 +187,24 @@ def export_model(
         model.save_pretrained(folder, state_dict={**state, **frozen})
         processor.save_pretrained(folder)
     elif not args.merge_adapter:
-        model.save_pretrained(folder, state_dict=state)
+        _save_adapter(model, state, folder)
     else:
         from peft import PeftModel
 
         with tempfile.TemporaryDirectory(dir=folder) as adapter:
-            model.save_pretrained(adapter, state_dict=state)
+            _save_adapter(model, state, adapter)
             # A fresh copy of the base, since merging changes the weights that go on training.
             base, _ = _load(args)
             merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         merged.save_pretrained(folder)
         processor.save_pretrained(folder)
+
+
+def _save_adapter(model: AudioGenForConditionalGeneration, state: dict[str, torch.Tensor], folder: str | Path):
+    """In PEFT's format: names are those in a `PeftModel`."""
+    from peft import get_peft_model_state_dict
+
+    adapter = get_peft_model_state_dict(model, state_dict=state)
+    adapter = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in adapter.items()}
+    save_file(adapter, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(folder)
