@@ -25,7 +25,7 @@ from transformers import EncodecConfig, MusicgenDecoderConfig, MusicgenForCausal
 from audiogen_hf import AudioGenConfig, AudioGenForConditionalGeneration
 from audiogen_hf.configuration_audiogen import MODEL_SCALES
 from audiogen_hf.delay_pattern import apply_delay_pattern
-from audiogen_hf.training.lm.model import LanguageModel, recompute_layers
+from audiogen_hf.training.lm.model import LanguageModel
 
 VOCAB_SIZE, NUM_CODEBOOKS, FRAME_RATE, TEXT_WIDTH = 2048, 4, 50, 1024
 DELAYS = range(NUM_CODEBOOKS)
@@ -127,7 +127,7 @@ def measure(name: str, setting: Setting) -> dict[str, float]:
     device = setting.device
     model = IMPLEMENTATIONS[name](setting.scale).to(device).train()
     if setting.gradient_checkpointing:
-        recompute_layers(model.decoder)
+        model.decoder.activation_checkpointing_enable()
     if setting.compile:
         for layer in model.decoder.layers:
             layer.compile()
