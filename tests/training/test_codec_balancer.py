@@ -40,6 +40,19 @@ def test_a_loss_that_joins_later_starts_its_own_average_and_shares_are_of_those_
     assert both[:, 1].norm(dim=1).tolist() == pytest.approx([0.75, 0.75])
 
 
+def test_without_measuring_the_gradient_is_that_of_the_averages_and_these_stay():
+    measured, other = (LossBalancer({"big": 1.0, "small": 3.0}, decay=1.0) for _ in range(2))
+    output = torch.randn(3, 2, 5, requires_grad=True)
+    for balancer in (measured, other):
+        # A loss that was never measured is, all the same.
+        balancer.gradient(losses_of(output), output, measure_norms=balancer is measured)
+    state = other.state_dict()
+    # With a decay of 1, measuring the same norms again does not change their averages.
+    expected = measured.gradient(losses_of(output), output)
+    torch.testing.assert_close(other.gradient(losses_of(output), output, measure_norms=False), expected)
+    assert other.state_dict() == state
+
+
 def test_a_loss_without_gradient_gives_no_nan():
     output = torch.randn(2, 2, 4, requires_grad=True)
     gradient = LossBalancer({"big": 1.0, "small": 1.0}).gradient(losses_of(output, scale=0.0), output)

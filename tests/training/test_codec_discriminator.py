@@ -46,6 +46,11 @@ def test_logits_cover_every_frame_and_an_eighth_of_the_frequencies():
     assert all(f.shape[:3] == (3, 2, frames) for f in features)
 
 
+def test_overlap_says_how_many_windows_hear_a_sample():
+    logits, _ = STFTDiscriminator(n_fft=512, num_filters=2, overlap=2)(torch.randn(1, 1, 4000))
+    assert logits.shape[2] == (4000 - 512) // 256 + 1
+
+
 def test_items_of_a_batch_do_not_touch_each_other():
     discriminator = MultiScaleSTFTDiscriminator(num_filters=2, n_ffts=(128, 256))
     audio = torch.randn(2, 1, 2000)

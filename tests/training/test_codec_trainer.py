@@ -19,7 +19,7 @@ from audiogen_hf.cpu_inference import PackedLinear
 from audiogen_hf.data.token_cache import tokenizer_fingerprint
 from audiogen_hf.training.checkpointing import list_checkpoints
 from audiogen_hf.training.codec.arguments import EncodecTrainingArguments
-from audiogen_hf.training.codec.losses import si_snr
+from audiogen_hf.training.codec.losses import discriminator_hinge_loss, si_snr
 from audiogen_hf.training.codec.modeling import build_encodec, encodec_config
 from audiogen_hf.training.codec.trainer import EncodecTrainer, codebook_statistics, count_codes
 from audiogen_hf.training.distributed import build_accelerator
@@ -207,10 +207,11 @@ def test_the_discriminator_joins_at_its_step(sounds, tmp_path):
 
 
 def test_the_discriminator_is_built_and_trained_as_told(sounds, tmp_path):
-    options = {"discriminator_windows": [256, 64], "discriminator_compression": 0.3}
+    options = {"discriminator_windows": [256, 64], "discriminator_compression": 0.3, "discriminator_overlap": 2}
     trainer = EncodecTrainer(arguments(sounds, tmp_path, discriminator_learning_rate=1e-3, **options))
     assert [scale.n_fft for scale in trainer.discriminator.scales] == [256, 64]
     assert {scale.compression for scale in trainer.discriminator.scales} == {0.3}
+    assert [scale.hop_length for scale in trainer.discriminator.scales] == [128, 32]
     assert trainer.discriminator_optimizer.param_groups[0]["lr"] == 1e-3
     assert trainer.optimizer.param_groups[0]["lr"] == trainer.args.learning_rate == 3e-4
 
@@ -241,9 +242,52 @@ def test_a_trained_model_can_be_trained_further(sounds, tmp_path):
         arguments(sounds, tmp_path / "second", model_name_or_path=str(tmp_path / "first" / "last"))
     )
     first = EncodecModel.from_pretrained(tmp_path / "first" / "last").state_dict()
-    assert all(torch.equal(tensor, first[name]) for name, tensor in trainer.codec.state_dict().items())
+    state = trainer.codec.state_dict()
+    assert all(torch.equal(state[name], first[name]) for name in state if not name.endswith("embed_avg"))
     trainer.train()
     assert (tmp_path / "second" / "last" / "model.safetensors").exists()
+
+
+def test_codebooks_stay_where_they_are_though_their_averages_were_rounded_in_storage(sounds, tmp_path):
+    train(sounds, tmp_path / "first", max_steps=1)
+    stored = EncodecModel.from_pretrained(tmp_path / "first" / "last")
+    for layer in stored.quantizer.layers:
+        layer.codebook.embed_avg.mul_(2)
+    stored.save_pretrained(tmp_path / "rounded")
+    trainer = EncodecTrainer(arguments(sounds, tmp_path / "run", model_name_or_path=str(tmp_path / "rounded")))
+    for layer in trainer.codec.quantizer.layers:
+        codebook = layer.codebook
+        torch.testing.assert_close(codebook.embed_avg, codebook.embed * codebook.cluster_size[:, None])
+
+
+def test_one_pass_gives_the_discriminator_the_gradient_of_its_own_loss_alone(sounds, tmp_path):
+    trainer = EncodecTrainer(arguments(sounds, tmp_path))
+    trainer.initialize_codebooks()
+    audio = next(iter(trainer.train_loader))["input_values"]
+    weights = list(trainer.discriminator.parameters())
+    logits, _ = trainer.discriminator(torch.cat([audio, trainer.model(audio).audio.detach()]))
+    real, fake = zip(*(scale.chunk(2) for scale in logits), strict=True)
+    expected = torch.autograd.grad(discriminator_hinge_loss(real, fake), weights)
+    taken = {}
+
+    def take_step(optimizer, schedule):
+        taken[optimizer] = [weight.grad.clone() for group in optimizer.param_groups for weight in group["params"]]
+        optimizer.zero_grad()
+
+    trainer._take_step = take_step
+    trainer.training_step(audio)
+    for gradient, wanted in zip(taken[trainer.discriminator_optimizer], expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_norms_are_measured_as_often_as_told(sounds, tmp_path):
+    trainer = EncodecTrainer(arguments(sounds, tmp_path, balancer_interval=2))
+    trainer.initialize_codebooks()
+    norms = []
+    for _, batch in zip(range(4), trainer.train_loader, strict=False):
+        trainer.training_step(batch["input_values"])
+        norms.append(trainer.balancer.state_dict())
+    assert norms[0] == norms[1] != norms[2] == norms[3]
 
 
 def test_without_its_encoder_a_model_learns_to_decode_the_same_codes(sounds, tmp_path):
@@ -309,6 +353,8 @@ def test_figures_of_silence_only_validation_are_refused(sounds, tmp_path):
         ({"mel_windows": [4096]}, r"segment_duration: got 0\.2, takes at least 0\.256 s"),
         ({"mel_windows": []}, "mel_windows: got"),
         ({"discriminator_windows": []}, "discriminator_windows: got"),
+        ({"discriminator_overlap": 0}, "discriminator_overlap: got 0, takes more than 0"),
+        ({"balancer_interval": 0}, "balancer_interval: got 0, takes more than 0"),
         ({"discriminator_windows": [4096]}, r"segment_duration: got 0\.2, takes at least 0\.256 s"),
         ({"discriminator_compression": 0.0}, "discriminator_compression: got 0.0, takes more than 0 and at most 1"),
         ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate: got 0.0, takes more than 0"),

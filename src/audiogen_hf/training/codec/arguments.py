@@ -53,12 +53,14 @@ class EncodecTrainingArguments:
     feature_weight: float = option(4.0, "share of the feature matching loss")
     commitment_weight: float = option(1.0, "factor of the commitment loss, which is not balanced")
     balancer_decay: float = option(0.999, "decay of the loss balancer's averages")
+    balancer_interval: int = option(1, "steps between two measurements of the gradients' norms; they cost time")
     discriminator: bool = option(True, "train against the MS-STFT discriminator")
     discriminator_filters: int = option(32, "channels of the discriminator")
     discriminator_windows: list[int] = field(
         default_factory=lambda: [1024, 2048, 512, 256, 128],
         metadata={"help": "lengths of the windows whose spectrograms it sees, in samples; a discriminator for each"},
     )
+    discriminator_overlap: int = option(4, "windows that hear each sample; with 2, a step takes less time")
     discriminator_compression: float = option(
         1.0, "exponent of the magnitudes that it sees; below 1 it hears the quiet parts, and learns in far fewer steps"
     )
@@ -89,6 +91,7 @@ class EncodecTrainingArguments:
             *("segment_duration", "validation_segment_duration", "sampling_rate", "num_filters", "hidden_size"),
             *("num_lstm_layers", "num_codebooks", "kmeans_iterations", "discriminator_filters", "max_steps"),
             *("batch_size", "learning_rate", "logging_steps", "save_steps", "save_total_limit", "mel_weight"),
+            *("balancer_interval", "discriminator_overlap"),
         )
         not_negative = (
             *("dead_code_ratio", "l1_weight", "adversarial_weight", "feature_weight", "commitment_weight"),

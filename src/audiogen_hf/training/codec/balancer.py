@@ -21,23 +21,40 @@ class LossBalancer:
         self.decay = decay
         self.norms: dict[str, torch.Tensor] = {}  # name -> (sum of decayed norms, sum of their weights)
 
-    def gradient(self, losses: dict[str, torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    def gradient(
+        self, losses: dict[str, torch.Tensor], output: torch.Tensor, measure_norms: bool = True
+    ) -> torch.Tensor:
         """The balanced gradient, of the shape of `output` (batch, ...); the graph of `losses` is freed.
 
         `output` must be the only way from the losses to the parameters that train.
+
+        Args:
+            losses: scalars, by name.
+            output: what they were computed from.
+            measure_norms: otherwise the averages stay, and one backward pass serves all losses, where measuring needs
+                one for each. A loss that was never measured is measured all the same.
         """
         total_weight = sum(self.weights[name] for name in losses)
+        if not measure_norms and losses.keys() <= self.norms.keys():
+            weighted = [loss * self._share(name, total_weight, self._norm(name)) for name, loss in losses.items()]
+            return torch.autograd.grad(sum(weighted), output)[0]
         balanced = torch.zeros_like(output)
         for position, (name, loss) in enumerate(losses.items(), start=1):
             (gradient,) = torch.autograd.grad(loss, output, retain_graph=position < len(losses))
             norm = self._average_norm(name, gradient.flatten(1).norm(dim=1).mean())
-            balanced += gradient * (self.weights[name] / total_weight / (norm + 1e-12))
+            balanced += gradient * self._share(name, total_weight, norm)
         return balanced
+
+    def _share(self, name: str, total_weight: float, norm: torch.Tensor) -> torch.Tensor:
+        return self.weights[name] / total_weight / (norm + 1e-12)
 
     def _average_norm(self, name: str, norm: torch.Tensor) -> torch.Tensor:
         norm = reduce(norm.detach(), reduction="mean")
         update = torch.stack([norm, torch.ones_like(norm)])
         self.norms[name] = update + self.decay * self.norms[name] if name in self.norms else update
+        return self._norm(name)
+
+    def _norm(self, name: str) -> torch.Tensor:
         total, weight = self.norms[name]
         return total / weight
 

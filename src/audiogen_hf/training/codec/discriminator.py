@@ -14,15 +14,17 @@ class STFTDiscriminator(nn.Module):
     """Convolutions over the complex spectrogram of one resolution; frequency halves three times, time is dilated.
 
     Args:
-        n_fft: window length in samples; the hop is a quarter of it.
+        n_fft: window length in samples.
         num_filters: channels of every hidden layer.
         compression: exponent of the magnitudes, their phases stay. With 1, as in the paper, what is quiet hardly moves
             the convolutions, and they need many steps to tell noise from its smooth copy.
+        overlap: windows that hear each sample; the hop is `n_fft // overlap`.
     """
 
-    def __init__(self, n_fft: int, num_filters: int = 32, compression: float = 1.0):
+    def __init__(self, n_fft: int, num_filters: int = 32, compression: float = 1.0, overlap: int = 4):
         super().__init__()
         self.n_fft = n_fft
+        self.hop_length = n_fft // overlap
         self.compression = compression
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         # Kernels, strides and dilations are (time, frequency).
@@ -38,7 +40,7 @@ class STFTDiscriminator(nn.Module):
     def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """(batch, 1, samples) -> logits (batch, 1, frames, frequencies / 8) and the five hidden feature maps."""
         spectrum = torch.stft(
-            audio[:, 0], self.n_fft, self.n_fft // 4, window=self.window, center=False, return_complex=True
+            audio[:, 0], self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True
         )
         # The energy of the window is taken out: (batch, 2, frames, frequencies), real and imaginary parts.
         hidden = torch.view_as_real(spectrum / self.window.norm()).permute(0, 3, 2, 1)
@@ -60,9 +62,10 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         num_filters: int = 32,
         n_ffts: Sequence[int] = (1024, 2048, 512, 256, 128),
         compression: float = 1.0,
+        overlap: int = 4,
     ):
         super().__init__()
-        self.scales = nn.ModuleList(STFTDiscriminator(n_fft, num_filters, compression) for n_fft in n_ffts)
+        self.scales = nn.ModuleList(STFTDiscriminator(n_fft, num_filters, compression, overlap) for n_fft in n_ffts)
 
     def forward(self, audio: torch.Tensor) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         """(batch, 1, samples) -> for every scale its logits, and its list of feature maps."""

@@ -44,7 +44,7 @@ LOGGED_SOUNDS = 4
 class EncodecTrainer:
     """Trains an `EncodecModel` (Défossez et al. 2022, arXiv 2210.13438; settings of AudioCraft).
 
-    A step trains the discriminator on the present reconstruction, then the model on L1, mel, adversarial and feature
+    A step trains the discriminator on the present reconstruction and the model on L1, mel, adversarial and feature
     matching losses, balanced by the gradient they send into the waveform, plus the commitment loss; then the codebooks
     and the averaged weights follow. Everything is float32.
 
@@ -93,7 +93,10 @@ class EncodecTrainer:
         if args.discriminator:
             self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = self._prepare(
                 MultiScaleSTFTDiscriminator(
-                    args.discriminator_filters, args.discriminator_windows, args.discriminator_compression
+                    args.discriminator_filters,
+                    args.discriminator_windows,
+                    args.discriminator_compression,
+                    args.discriminator_overlap,
                 ),
                 args.discriminator_learning_rate,
             )
@@ -128,6 +131,8 @@ class EncodecTrainer:
             )
         if any(layer.codebook.cluster_size.sum() == 0 for layer in codec.quantizer.layers):
             raise ValueError("model_name_or_path: its codebooks have no cluster sizes, they cannot be trained further")
+        for layer in codec.quantizer.layers:  # their averages may have been rounded apart in storage
+            layer.codebook.embed_avg.copy_(layer.codebook.embed * layer.codebook.cluster_size[:, None])
         return codec
 
     def _build_loader(self, data: str, split: str, duration: float, training: bool) -> ClipLoader:
@@ -216,11 +221,17 @@ class EncodecTrainer:
         output = self.model(audio)
         losses = {"l1": F.l1_loss(output.audio, audio), "mel": self.mel_loss(output.audio, audio)}
         figures = {"commitment": output.commitment_loss}
-        if self.discriminator is not None and self.step >= self.args.discriminator_start_step:
-            figures["discriminator"] = self._train_discriminator(audio, output.audio.detach())
-            losses = self._adversarial_losses(audio, output.audio) | losses
+        is_adversarial = self.discriminator is not None and self.step >= self.args.discriminator_start_step
+        if is_adversarial:
+            figures["discriminator"], adversarial_losses = self._compare(audio, output.audio)
+            losses = adversarial_losses | losses
+            # One pass through the discriminator serves both: its weights get the gradient of its own loss alone, the
+            # waveform that of the model's losses.
+            weights = list(self.discriminator.parameters())
+            self.accelerator.backward(figures["discriminator"], inputs=weights, retain_graph=True)
 
-        gradient = self.balancer.gradient(losses, output.audio)
+        measure_norms = self.step % self.args.balancer_interval == 0
+        gradient = self.balancer.gradient(losses, output.audio, measure_norms)
         # Balanced gradients add up over clips, and DDP takes the mean over processes: undo its division.
         gradient *= self.accelerator.num_processes
         if self.args.train_encoder:
@@ -230,6 +241,8 @@ class EncodecTrainer:
         else:
             output.audio.backward(gradient)
         self._take_step(self.optimizer, self.schedule)
+        if is_adversarial:
+            self._take_step(self.discriminator_optimizer, self.discriminator_schedule)
 
         self.step += 1
         if self.args.train_encoder:
@@ -237,23 +250,17 @@ class EncodecTrainer:
         self.ema.update(self.codec)
         return {name: loss.detach() for name, loss in (losses | figures).items()}, output.codes
 
-    def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        logits, _ = self.discriminator(torch.cat([real, fake]))
+    def _compare(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The discriminator's loss, and those that it gives the model."""
+        logits, features = self.discriminator(torch.cat([real, fake]))
         real_logits, fake_logits = zip(*(scale.chunk(2) for scale in logits), strict=True)
-        loss = discriminator_hinge_loss(real_logits, fake_logits)
-        self.accelerator.backward(loss)
-        self._take_step(self.discriminator_optimizer, self.discriminator_schedule)
-        return loss
-
-    def _adversarial_losses(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
-        # Outside of DDP: these gradients go to the waveform, none to the discriminator.
-        discriminator = self.accelerator.unwrap_model(self.discriminator)
-        with torch.no_grad():
-            _, real_features = discriminator(real)
-        fake_logits, fake_features = discriminator(fake)
-        return {
+        pairs = [[layer.chunk(2) for layer in scale] for scale in features]
+        return discriminator_hinge_loss(real_logits, fake_logits), {
             "adversarial": generator_hinge_loss(fake_logits),
-            "feature": feature_matching_loss(real_features, fake_features),
+            "feature": feature_matching_loss(
+                [[real.detach() for real, _ in scale] for scale in pairs],
+                [[fake for _, fake in scale] for scale in pairs],
+            ),
         }
 
     @staticmethod
