@@ -92,7 +92,10 @@ def test_scales_and_sizes_of_a_file_become_the_decoder(tmp_path, codec_folder):
         (["--model_name_or_path", "m", "--model_scale", "small"], "give either model_name_or_path"),
         (["--model_scale", "small"], "model_scale: from scratch needs tokenizer_model"),
         (["--model_scale", "tiny", "--tokenizer_model", "t"], "model_scale: got 'tiny', takes one of xsmall, small,"),
-        (["--model_name_or_path", "m", "--tokenizer_model", "t"], "tokenizer_model: a model that is trained further"),
+        (
+            ["--model_name_or_path", "m", "--tokenizer_model", "t", "--lora_rank", "4"],
+            "tokenizer_model: adapters are for the model as it is",
+        ),
         (["--model_scale", "small", "--tokenizer_model", "t", "--lora_rank", "4"], "adapters need model_name_or_path"),
         (["--model_name_or_path", "m", "--lora_rank", "4", "--peft_config", "p"], "give lora_rank or peft_config"),
         (["--model_name_or_path", "m", "--merge_adapter"], "merge_adapter: there is no adapter"),

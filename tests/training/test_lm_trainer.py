@@ -9,6 +9,7 @@ import soundfile
 import torch
 from lm_utils import SOUNDS, TINY, from_scratch, read_log, run_example, train, weights
 from safetensors.torch import load_file
+from transformers import EncodecModel
 
 from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor
 from audiogen_hf.training.checkpointing import list_checkpoints
@@ -267,6 +268,23 @@ def test_models_of_a_run_load_in_both_layouts_and_train_further(tmp_path, codec_
         )
         codec, expected = trainer.model.audio_encoder.state_dict(), model.audio_encoder.state_dict()
         assert all(torch.equal(codec[name], expected[name]) for name in expected)
+
+
+def test_a_model_can_go_on_with_another_tokenizer_of_the_same_shape(tmp_path, codec_folder, base_model):
+    codec = EncodecModel.from_pretrained(codec_folder)
+    with torch.no_grad():
+        codec.encoder.layers[0].conv.bias.add_(0.1)
+    codec.save_pretrained(tmp_path / "codec")
+    options = {"model_name_or_path": str(base_model), "max_steps": 1, "save_steps": 1}
+    train(tmp_path / "run", tokenizer_model=str(tmp_path / "codec"), **options)
+    model = AudioGenForConditionalGeneration.from_pretrained(tmp_path / "run" / "last")
+    for name, tensor in codec.state_dict().items():
+        assert torch.equal(model.audio_encoder.state_dict()[name], tensor)
+
+    codec.config.sampling_rate = 8000
+    codec.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="tokenizer_model: its sampling_rate is 8000, that of the model's own"):
+        train(tmp_path / "refused", tokenizer_model=str(tmp_path / "other"), **options)
 
 
 def test_a_run_that_diverges_stops_and_says_at_which_step(tmp_path, codec_folder):

@@ -46,7 +46,9 @@ class AudioGenTrainingArguments:
     # Model: a pretrained one, or one from scratch
     model_name_or_path: str | None = option(None, "AudioGen to train further, in either layout")
     model_scale: str | None = option(None, f"from scratch: {', '.join(MODEL_SCALES)}, or a JSON file of the decoder's")
-    tokenizer_model: str | None = option(None, "from scratch: EncodecModel that makes the codes")
+    tokenizer_model: str | None = option(
+        None, "EncodecModel that makes the codes; a pretrained model gets it in place of its own, and has to learn it"
+    )
     text_encoder: str | None = option(
         None, "from scratch: text encoder, default t5-large; for AudioCraft's layout: in place of the one it names"
     )
@@ -68,6 +70,7 @@ class AudioGenTrainingArguments:
 
     # Optimization
     guidance_dropout: float = option(0.1, "probability that a step trains without its texts")
+    text_noise: float = option(0.0, "noise added to the states of a text, relative to their mean; see the guide")
     max_steps: int = option(200_000, "optimizer steps")
     batch_size: int = option(128, "clips of an optimizer step, all processes and accumulated parts together")
     gradient_accumulation_steps: int = option(1, "parts in which a process passes its share of a batch")
@@ -120,7 +123,10 @@ class AudioGenTrainingArguments:
             *("ema_steps", "logging_steps", "save_steps", "save_total_limit", "num_samples"),
         )
         positive_if_given = ("segment_duration", "sample_duration", "sample_prompt_duration", "max_validation_clips")
-        not_negative = ("lora_rank", "weight_decay", "sample_steps", "num_workers", "seed", "temperature", "top_k")
+        not_negative = (
+            *("lora_rank", "weight_decay", "text_noise", "sample_steps", "num_workers", "seed", "temperature"),
+            "top_k",
+        )
         for name in (*positive, *(name for name in positive_if_given if getattr(self, name) is not None)):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes more than 0")
@@ -147,8 +153,8 @@ class AudioGenTrainingArguments:
                 )
             if self.uses_adapter:
                 raise ValueError("lora_rank and peft_config: adapters need model_name_or_path, a model that stays")
-        elif self.tokenizer_model is not None:
-            raise ValueError("tokenizer_model: a model that is trained further keeps its own tokenizer")
+        elif self.tokenizer_model is not None and self.uses_adapter:
+            raise ValueError("tokenizer_model: adapters are for the model as it is, with its own tokenizer")
         elif self.text_pooling is not None:
             raise ValueError("text_pooling: a model that is trained further keeps its own")
         if self.lora_rank and self.peft_config is not None:

@@ -56,6 +56,8 @@ def _from_pretrained(args: AudioGenTrainingArguments):
     model = AudioGenForConditionalGeneration.from_pretrained(name, text_encoder=args.text_encoder, dtype=torch.float32)
     if not Path(name).exists():
         model.config.base_model = name
+    if args.tokenizer_model is not None:
+        _replace_codec(model, load_codec(args.tokenizer_model))
     return model, AudioGenProcessor.from_pretrained(name, text_encoder=args.text_encoder)
 
 
@@ -90,6 +92,14 @@ def load_codec(name_or_path: str) -> EncodecModel:
     if AutoConfig.from_pretrained(name_or_path).model_type == AudioGenConfig.model_type:
         return AudioGenForConditionalGeneration.from_pretrained(name_or_path, dtype=torch.float32).audio_encoder
     return EncodecModel.from_pretrained(name_or_path, dtype=torch.float32)
+
+
+def _replace_codec(model: AudioGenForConditionalGeneration, codec: EncodecModel) -> None:
+    for name in ("sampling_rate", "hop_length", "num_quantizers", "codebook_size"):
+        own, new = getattr(model.config.audio_encoder, name), getattr(codec.config, name)
+        if own != new:
+            raise ValueError(f"tokenizer_model: its {name} is {new}, that of the model's own tokenizer {own}")
+    model.audio_encoder, model.config.audio_encoder = codec, codec.config
 
 
 def _decoder_config(model_scale: str, codec: EncodecConfig) -> AudioGenDecoderConfig:
