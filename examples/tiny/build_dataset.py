@@ -44,7 +44,6 @@ WINDOW = (
 SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.1  # of the files of a class, for validation and for test each
 HELD_OUT_CLIPS = 8  # of a class, in validation and in test each
-CODEC_CLIPS = 24  # of a class at least: half of the classes have three pieces or fewer, and would hardly be met
 CODEC_MINUTES = 3.5  # of a class: wind, birds, rain and crickets would fill half of the tokenizer's data otherwise
 TARGET_RMS = 10 ** (-20 / 20)  # of the loudest 400 ms: evens single knocks and steady rain alike
 MAX_PEAK = 10 ** (-1 / 20)
@@ -472,10 +471,7 @@ class Builder:
             yield name, limit(samples), row(sounds, texts, rendering)
 
     def codec_clips(self, split: str) -> Iterator[tuple[str, np.ndarray, dict]]:
-        """All that the recordings of full bandwidth hold, in pieces of about five seconds.
-
-        In training a class of few pieces has them several times: first as they are, then faster, slower or quieter.
-        """
+        """All that the recordings of full bandwidth hold, in pieces of about five seconds, as they are."""
         pieces = defaultdict(list)  # class -> (position in its file, sound, samples)
         for sound, samples in self.samples.items():
             if sound.codec and self.split[sound] == split:
@@ -486,15 +482,16 @@ class Builder:
         share = {"train": 1 - 2 * HELD_OUT_SHARE}.get(split, HELD_OUT_SHARE)
         for sound_class, parts in sorted(pieces.items()):
             parts.sort(key=lambda part: (part[0], part[1].file_id))  # every file's first piece before any second one
-            ends = np.cumsum([len(samples) for _, _, samples in parts])
-            parts = parts[: np.searchsorted(ends, share * CODEC_MINUTES * 60 * SAMPLING_RATE, side="right")]
-            total = max(len(parts), CODEC_CLIPS if split == "train" else 0)
-            for index, (_, sound, samples) in enumerate(islice(cycle(parts), total)):
-                name = f"{sound_class}_{index:04d}"
-                if index >= len(parts):
-                    rng = self.rng("codec", name)
-                    samples = change_speed(samples, rng.uniform(0.94, 1.06)) * 10 ** (rng.uniform(-4, 0) / 20)
-                yield name, limit(samples), row([sound], [self.captions[sound_class]["phrase"]], "plain")
+            room = share * CODEC_MINUTES * 60 * SAMPLING_RATE
+            for index, (_, sound, samples) in enumerate(parts):
+                room -= len(samples)
+                if room < 0:
+                    break
+                yield (
+                    f"{sound_class}_{index:04d}",
+                    samples,
+                    row([sound], [self.captions[sound_class]["phrase"]], "plain"),
+                )
 
 
 def split_files(sounds: list[Sound], seed: int) -> dict[Sound, str]:

@@ -360,7 +360,7 @@ class AudioGenDecoder(AudioGenPreTrainedModel):
         )
 
 
-def mean_state(
+def _mean_state(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The mean over the tokens of each row, (B, 1, width), and its mask (B, 1): 0 for rows without any token."""
@@ -433,7 +433,7 @@ class AudioGenForConditionalGeneration(AudioGenPreTrainedModel, AudioGenGenerati
             L is 1 with `config.text_pooling`.
         """
         if self.config.text_pooling == "mean":
-            hidden_states, attention_mask = mean_state(hidden_states, attention_mask)
+            hidden_states, attention_mask = _mean_state(hidden_states, attention_mask)
         hidden_states = hidden_states.to(self.enc_to_dec_proj.weight.dtype)
         if attention_mask is None:
             return self.enc_to_dec_proj(hidden_states), None

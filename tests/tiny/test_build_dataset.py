@@ -155,15 +155,16 @@ class TestSamples:
 
     def test_dc_is_gone_and_ends_are_trimmed(self, rows):
         barks = [clip for clip in rows["codec/train"] if clip["sound_class"] == "dog_bark"]
-        for clip in barks[:4]:  # 0.4 s each, between two pauses, with DC; the others are faster or slower
+        assert len(barks) == 4  # 0.4 s each, between two pauses, with DC
+        for clip in barks:
             assert abs(clip["samples"].mean()) < 1e-3
             assert 0.39 <= clip["duration"] <= 0.43
 
     def test_levels_are_even_and_peaks_stay_under_one_decibel_below_full_scale(self, rows, script):
-        for clip in [*rows["codec/test"], *rows["lm/test"]]:
+        for clip in [*rows["codec/train"], *rows["lm/test"]]:
             assert np.abs(clip["samples"]).max() <= 10 ** (-1 / 20) + 1e-4
             assert 20 * np.log10(script.loudness(clip["samples"])) == pytest.approx(-20, abs=1.0)
-        for clip in [*rows["codec/train"], *rows["lm/train"]]:
+        for clip in rows["lm/train"]:
             assert np.abs(clip["samples"]).max() <= 10 ** (-1 / 20) + 1e-4
 
     def test_a_peaky_sound_stays_below_the_target_rather_than_clips(self, script):
@@ -186,13 +187,12 @@ class TestSamples:
         assert "sounds/clock.wav" not in files
         assert {"sounds/bird.wav", "sounds/wind.wav"} <= files
         wind = [clip for clip in rows["codec/train"] if clip["sound_class"] == "wind"]
-        assert sum(clip["duration"] for clip in wind[:3]) == pytest.approx(15, abs=0.1)
+        assert sum(clip["duration"] for clip in wind) == pytest.approx(15, abs=0.1)
         codec = {clip["sound_class"]: clip["codec"] for clip in rows["lm/train"] if "+" not in clip["sound_class"]}
         assert codec == {"clock": False, "dog_bark": True, "rain": True, "sneeze": True, "wind": True}
 
     def test_a_class_has_at_most_its_minutes_of_the_tokenizers_data(self, script, table, tmp_path, monkeypatch):
         monkeypatch.setattr(script, "CODEC_MINUTES", 0.5)  # 24 s of training; the rain has 36 s
-        monkeypatch.setattr(script, "CODEC_CLIPS", 0)
         assert build(script, table, tmp_path / "data", "--clips_per_class", "2", "--mixes", "0") == 0
         loaded = datasets.Dataset.from_parquet(
             str(tmp_path / "data" / "codec" / "train.parquet"), cache_dir=str(tmp_path / "cache")
@@ -290,19 +290,6 @@ class TestBalance:
     def test_every_class_has_as_many_training_clips_and_an_unconfirmed_one_half_of_it(self, rows):
         counts = Counter(clip["sound_class"] for clip in rows["lm/train"] if "+" not in clip["sound_class"])
         assert counts == {"dog_bark": 24, "rain": 24, "wind": 24, "clock": 24, "sneeze": 12}
-
-    def test_every_class_has_as_many_clips_for_the_tokenizer_first_as_they_are_then_varied(self, rows):
-        counts = Counter(clip["sound_class"] for clip in rows["codec/train"])
-        assert counts == {"dog_bark": 24, "rain": 24, "wind": 24, "sneeze": 24, "bird": 24}
-        birds = [clip for clip in rows["codec/train"] if clip["sound_class"] == "bird"]  # one file of 1 s at 3,000 Hz
-        levels = [20 * np.log10(np.abs(clip["samples"]).max()) for clip in birds]
-        pitches = [np.abs(np.fft.rfft(clip["samples"], 16_000)).argmax() for clip in birds]
-        assert pitches[0] == pytest.approx(3000, abs=2) and levels[0] == max(levels)
-        assert all(abs(pitch / 3000 * clip["duration"] - 1) < 0.01 for pitch, clip in zip(pitches, birds, strict=True))
-        assert min(pitches) < 2900 < 3100 < max(pitches) and len(set(pitches)) > 12
-        assert 2.5 < levels[0] - min(levels) < 4.5
-        for split in ("validation", "test"):
-            assert Counter(clip["sound_class"] for clip in rows[f"codec/{split}"])["dog_bark"] == 1
 
     def test_the_mixes_are_as_many_as_asked_half_of_them_over_each_other(self, rows):
         mixes = [clip for clip in rows["lm/train"] if "+" in clip["sound_class"]]
@@ -420,8 +407,8 @@ class TestPackages:
         assert first.returncode == 0, first.stderr
         assert (tmp_path / "bin" / "calls").read_text() == "pack sounds@1.0.0\n"
         table = {words[0]: words[1:] for words in map(str.split, first.stdout.splitlines())}
-        assert table["dog_bark"] == ["1", "0.2", "1", "2", "0", "0", "0.2"]
-        assert table["all"] == ["2", "0.6", "2", "4", "0", "0", "0.3"]
+        assert table["dog_bark"] == ["1", "0.0", "1", "2", "0", "0", "0.2"]
+        assert table["all"] == ["2", "0.0", "2", "4", "0", "0", "0.3"]
         again = run([tmp_path / "b", *options], tmp_path / "nothing")
         assert again.returncode == 0, again.stderr
 

@@ -8,7 +8,7 @@ from testing_utils import PROMPTS, load_model
 from audiogen_hf import AudioGenForConditionalGeneration
 from audiogen_hf.audiocraft_state_dict import lm_state_to_audiocraft
 from audiogen_hf.data import ClipCollator, ClipDataset
-from audiogen_hf.training.lm.data import Inputs, add_text_noise, encode_batch, open_clips
+from audiogen_hf.training.lm.data import Inputs, encode_batch, open_clips
 from audiogen_hf.training.lm.model import LanguageModel
 
 # PEFT reads an attribute that transformers has renamed.
@@ -155,29 +155,6 @@ def test_adapters_that_reach_into_the_frozen_encoders_are_refused(tmp_path, base
     LoraConfig(target_modules=["q_proj", "wi"]).save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match="peft_config: its target_modules reach into the encoders"):
         train(tmp_path / "run", model_name_or_path=str(base_model), peft_config=str(tmp_path / "lora"))
-
-
-def test_text_noise_moves_the_mean_state_of_each_text_as_far_as_told():
-    torch.manual_seed(0)
-    states, mask = torch.randn(3, 5, 4000), torch.ones(3, 5, dtype=torch.long)
-    states[1] *= 100
-    mask[1, 2:], mask[2] = 0, 0
-    states[2] = 0  # the null prompt
-    moved = add_text_noise(states, mask, 0.5)
-    assert torch.equal(moved[2], states[2])
-    for row, length in ((0, 5), (1, 2)):
-        means = states[row, :length].mean(0), moved[row, :length].mean(0)
-        assert (means[1] - means[0]).norm() / means[0].norm() == pytest.approx(0.5, rel=0.05)
-        shift = (moved - states)[row]
-        torch.testing.assert_close(shift, shift[:1].expand(5, -1), rtol=1e-4, atol=1e-4)
-
-
-def test_a_step_without_text_noise_draws_nothing_and_with_it_learns_otherwise(tmp_path, base_model):
-    losses, options = [], {"model_name_or_path": str(base_model), "max_steps": 2, "guidance_dropout": 0.0}
-    for run, level in enumerate((0.0, 0.0, 1.0)):
-        train(tmp_path / str(run), text_noise=level, **options)
-        losses.append(read_log(tmp_path / str(run), "train/ce"))
-    assert losses[0] == losses[1] != losses[2]
 
 
 def test_parts_cover_a_batch_in_order():

@@ -70,7 +70,6 @@ class AudioGenTrainingArguments:
 
     # Optimization
     guidance_dropout: float = option(0.1, "probability that a step trains without its texts")
-    text_noise: float = option(0.0, "noise added to the states of a text, relative to their mean; see the guide")
     max_steps: int = option(200_000, "optimizer steps")
     batch_size: int = option(128, "clips of an optimizer step, all processes and accumulated parts together")
     gradient_accumulation_steps: int = option(1, "parts in which a process passes its share of a batch")
@@ -123,10 +122,7 @@ class AudioGenTrainingArguments:
             *("ema_steps", "logging_steps", "save_steps", "save_total_limit", "num_samples"),
         )
         positive_if_given = ("segment_duration", "sample_duration", "sample_prompt_duration", "max_validation_clips")
-        not_negative = (
-            *("lora_rank", "weight_decay", "text_noise", "sample_steps", "num_workers", "seed", "temperature"),
-            "top_k",
-        )
+        not_negative = ("lora_rank", "weight_decay", "sample_steps", "num_workers", "seed", "temperature", "top_k")
         for name in (*positive, *(name for name in positive_if_given if getattr(self, name) is not None)):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes more than 0")

@@ -25,7 +25,7 @@ from ...data import (
     load_token_cache,
 )
 from ...data.token_cache import DESCRIPTION_FILE
-from ...modeling_audiogen import IGNORE_INDEX, AudioGenForConditionalGeneration, mean_state
+from ...modeling_audiogen import IGNORE_INDEX, AudioGenForConditionalGeneration
 from ...processing_audiogen import AudioGenProcessor
 from .arguments import AudioGenTrainingArguments
 
@@ -152,20 +152,3 @@ def encode_batch(
         attention_mask = batch["attention_mask"]
         states = model.text_encoder(input_ids=batch["input_ids"], attention_mask=attention_mask)[0]
     return Inputs(states, attention_mask, labels)
-
-
-def add_text_noise(text_states: torch.Tensor, attention_mask: torch.Tensor, level: float) -> torch.Tensor:
-    """Move each text to a random place around its own: texts near to those of training are then conditions that the
-    model knows, too.
-
-    Args:
-        text_states: (B, L, D) float.
-        attention_mask: (B, L), 0 for padding.
-        level: length of the move over that of the mean state of the text.
-
-    Returns:
-        (B, L, D). All states of a text move alike, so that their mean moves as far. The null prompt stays zero.
-    """
-    mean, _ = mean_state(text_states, attention_mask)
-    noise = torch.randn_like(mean) * mean.pow(2).mean(dim=-1, keepdim=True).sqrt()
-    return text_states + level * noise

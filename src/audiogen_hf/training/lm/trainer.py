@@ -32,7 +32,7 @@ from ..schedules import build_schedule
 from ..tracking import RunLog
 from .arguments import AudioGenTrainingArguments
 from .card import write_training_card
-from .data import Inputs, add_text_noise, build_train_loader, encode_batch, open_validation_clips
+from .data import Inputs, build_train_loader, encode_batch, open_validation_clips
 from .evaluation import cross_entropies, evaluate
 from .model import LanguageModel, build_model, export_model, reshard, unshard_root
 from .sampling import Sampler
@@ -183,8 +183,6 @@ class AudioGenTrainer:
         # 1. Codes and texts, of the whole share at once: the loss needs the number of targets in the whole batch
         drop_text = random_stream(args.seed, GUIDANCE_DROPOUT, self.step).random() < args.guidance_dropout
         inputs = self._encode(batch, with_text=not drop_text)
-        if args.text_noise > 0:
-            inputs.text_states = add_text_noise(inputs.text_states, inputs.attention_mask, args.text_noise)
         num_targets = reduce(self.model.count_targets(inputs.labels), reduction="sum")
 
         # 2. Gradients, part by part. Processes and parts are averaged by accelerate; the loss is a sum over them.
