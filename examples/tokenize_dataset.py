@@ -44,6 +44,12 @@ class TokenizeArguments:
         default=1.0, metadata={"help": "Share of the last clip of a long sound that must hold sound."}
     )
     num_codebooks: int | None = field(default=None, metadata={"help": "Codebooks to keep; default: the model's."})
+    filter_column: str | None = field(
+        default=None, metadata={"help": "Column of booleans; rows where it is false are left out."}
+    )
+    with_sound: bool = field(
+        default=False, metadata={"help": "Keep the sound, too, for training a decoder on the codes."}
+    )
     text_states: bool = field(default=False, metadata={"help": "Keep the states of the model's text encoder, too."})
     batch_size: int = field(default=16, metadata={"help": "Clips that a process encodes at once."})
     rows_per_shard: int = field(default=500, metadata={"help": "Rows of the dataset that make a shard."})
@@ -78,6 +84,7 @@ def main(args: TokenizeArguments):
         streaming=args.streaming,
         audio_column=args.audio_column,
         text_column=args.text_column,
+        filter_column=args.filter_column,
         external_metadata_source=args.external_metadata_source,
     )
     cache = write_token_cache(
@@ -90,6 +97,7 @@ def main(args: TokenizeArguments):
         num_codebooks=num_codebooks,
         text_encoder=text_encoder,
         processor=processor,
+        with_sound=args.with_sound,
         batch_size=args.batch_size,
         rows_per_shard=args.rows_per_shard,
     )

@@ -188,3 +188,22 @@ def test_bad_descriptions_are_refused(folder):
         (folder / "5.json").write_text(content)
         with pytest.raises(ValueError, match=r'5\.json: expected a JSON object with a "description"'):
             load_audio_text_dataset(manifest)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_can_be_chosen_by_a_column_of_booleans(tmp_path, streaming):
+    columns = {"audio": [f"{i}.wav" for i in range(4)], "text": list("abcd"), "loud": [True, False, None, True]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    rows = load_audio_text_dataset(tmp_path / "rows.parquet", filter_column="loud", streaming=streaming)
+    assert [row["text"] for row in rows] == ["a", "d"]
+    for column in ("text", "quiet"):
+        with pytest.raises(
+            ValueError, match=f"filter_column: got '{column}', takes a column of booleans; .* audio, te"
+        ):
+            load_audio_text_dataset(tmp_path / "rows.parquet", filter_column=column, streaming=streaming)
+
+
+def test_a_manifest_has_no_columns_to_choose_by(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"path": "a.wav"}')
+    with pytest.raises(ValueError, match="filter_column: got 'loud', and the manifest"):
+        load_audio_text_dataset(tmp_path, filter_column="loud", with_text=False)

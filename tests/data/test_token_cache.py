@@ -20,6 +20,7 @@ from audiogen_hf.data import (
     ClipStream,
     frame_mask,
     load_audio_text_dataset,
+    load_coded_sound,
     load_token_cache,
     tokenizer_fingerprint,
     write_token_cache,
@@ -265,3 +266,37 @@ def test_the_example_takes_a_codec_in_place_of_a_model(folder, tmp_path, codec):
             example["main"](example["TokenizeArguments"](**arguments, **wrong))
     with pytest.raises(ValueError, match="--text_states takes the text encoder of a --model"):
         example["main"](example["TokenizeArguments"](**arguments, codec="a", text_states=True))
+
+
+def test_a_cache_may_keep_the_sound_and_gives_both_from_the_same_frame_on(tmp_path, codec, write):
+    path, _ = write(with_sound=True, min_segment_ratio=0.25)
+    whole = {(row["path"], row["start"]): row for row in contents(path)}
+    rows, reader = load_coded_sound(path, codec, 0.5)
+    assert (reader.num_frames, reader.hop_length) == (25, 320)
+    assert len(rows) == sum(len(row["codes"][0]) >= 25 for row in whole.values()) < len(whole)  # the rest is shorter
+    starts = set()
+    for seed in range(40):
+        row = rows[seed % len(rows)]
+        clip = reader(row, np.random.default_rng(seed))
+        codes = np.array(whole[row["path"], row["start"]]["codes"])
+        places = [s for s in range(codes.shape[1] - 24) if np.array_equal(codes[:, s : s + 25], clip["codes"])]
+        sound = np.frombuffer(row["sound"], "<i2").astype(np.float32) / 32767
+        assert any(np.array_equal(sound[s * 320 :][:8000], clip["audio"][: len(sound) - s * 320]) for s in places)
+        starts.update(places)
+    assert len(starts) > 10
+    original = load_audio_text_dataset(tmp_path / "sounds")
+    (clip, *_) = ClipReader(RATE, 1.0).windows(original[0])
+    np.testing.assert_allclose(np.frombuffer(contents(path)[0]["sound"], "<i2") / 32767, clip["audio"], atol=2e-5)
+    batch = ClipCollator()([reader(rows[0], np.random.default_rng(0))] * 2)
+    assert batch["audio_codes"].shape == (2, 4, 25) and batch["input_values"].shape == (2, 1, 8000)
+
+
+def test_a_decoder_is_refused_a_cache_without_sound_or_with_shorter_clips(codec, write):
+    with pytest.raises(ValueError, match="lacks the sound, or some of its codes: encode with with_sound"):
+        load_coded_sound(write("plain")[0], codec, 0.5)
+    with pytest.raises(ValueError, match="lacks the sound, or some of its codes"):
+        load_coded_sound(write("less", with_sound=True, num_codebooks=2)[0], codec, 0.5)
+    path, _ = write(with_sound=True)
+    for duration in (1.1, 0.01):
+        with pytest.raises(ValueError, match=f"segment_duration: got {duration} s, takes a frame or more"):
+            load_coded_sound(path, codec, duration)

@@ -46,6 +46,24 @@ def test_the_mel_loss_is_the_mean_over_its_windows_each_with_filters_of_its_own(
     torch.testing.assert_close(both, sum(alone) / 2)
 
 
+def test_the_log_mel_loss_hears_a_quiet_part_as_well_as_a_loud_one():
+    generator = torch.Generator().manual_seed(0)
+    loud, other = 0.3 * torch.randn(2, 1, 1, RATE, generator=generator)
+    ratios = {}
+    for kind in ("msspec", "log_l1"):
+        loss = MultiScaleMelLoss(RATE, [512], 32, floor=1e-9, kind=kind)
+        ratios[kind] = (loss(other / 30, loud / 30) / loss(other, loud)).item()
+    assert ratios["log_l1"] == pytest.approx(1, rel=1e-3) and ratios["msspec"] < 0.6
+
+
+def test_the_log_mel_loss_of_another_level_is_the_difference_in_log10_of_power():
+    noise = torch.randn(1, 1, RATE, generator=torch.Generator().manual_seed(0))
+    loss = MultiScaleMelLoss(RATE, [256, 1024], 32, floor=1e-12, kind="log_l1")
+    assert loss(noise / 10, noise).item() == pytest.approx(2, rel=1e-4)
+    with pytest.raises(ValueError, match="kind: got 'l2', takes msspec or log_l1"):
+        MultiScaleMelLoss(RATE, kind="l2")
+
+
 def test_long_windows_hear_noise_that_repeats_itself_from_frame_to_frame():
     generator = torch.Generator().manual_seed(0)
     noise, other = 0.1 * torch.randn(2, 1, 1, RATE, generator=generator)

@@ -35,6 +35,9 @@ Rows of a token cache (`rows, reader = load_token_cache(folder, codec)`) go thro
 | `frame_mask` | (B, T) bool | in place of `padding_mask` |
 | `encoder_hidden_states` | (B, L, D) float32 | in place of `input_ids`, if the cache holds text states |
 
+Rows of a cache that keeps the sound (`load_coded_sound(folder, codec, segment_duration)`) give `audio_codes` and
+`input_values` of the same frames, for training a decoder.
+
 Frames outside the mask are padding and no targets: `labels = audio_codes.masked_fill(~frame_mask[:, None], -100)`.
 
 Promises. Everything random about clip number n follows from `(seed, n)` alone, and batch b holds the numbers from
@@ -56,7 +59,10 @@ _EXPORTS = {
     "loader": ["ClipCollator", "ClipLoader", "frame_mask"],
     "mixing": ["MixedClips", "MixedStream", "Mixing"],
     "sources": ["load_audio_text_dataset"],
-    "token_cache": ["CodesReader", "load_token_cache", "tokenizer_fingerprint", "write_token_cache"],
+    "token_cache": [
+        *("CodedSoundReader", "CodesReader", "is_token_cache", "load_coded_sound", "load_token_cache"),
+        *("tokenizer_fingerprint", "write_token_cache"),
+    ],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

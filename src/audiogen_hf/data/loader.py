@@ -62,7 +62,10 @@ def collate_audio(clips: list[Clip]) -> Batch:
 
 def _collate_codes(clips: list[Clip]) -> Batch:
     codes = torch.from_numpy(np.stack([clip["codes"] for clip in clips]))
-    return {"audio_codes": codes, "frame_mask": _length_mask(clips, codes.shape[-1])}
+    batch = {"audio_codes": codes, "frame_mask": _length_mask(clips, codes.shape[-1])}
+    if "audio" in clips[0]:
+        batch["input_values"] = torch.from_numpy(np.stack([clip["audio"] for clip in clips]))[:, None]
+    return batch
 
 
 def _collate_text_states(clips: list[Clip]) -> Batch:

@@ -32,6 +32,7 @@ def load_audio_text_dataset(
     audio_column: str = "audio",
     text_column: str | None = None,
     with_text: bool = True,
+    filter_column: str | None = None,
     external_metadata_source: str | os.PathLike | None = None,
     **load_dataset_kwargs,
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -50,6 +51,7 @@ def load_audio_text_dataset(
         text_column: Column of the descriptions, each a string or a list of strings. Default: the first of "text",
             "caption", "description", "captions", "descriptions" that exists.
         with_text: With False, descriptions are not looked for (a codec needs none), and there is no column "text".
+        filter_column: Column of booleans; rows where it is not true are left out. A manifest has none.
         external_metadata_source: Folder with the `.json` files of an AudioCraft manifest; one beside the sound
             file goes first.
         load_dataset_kwargs: Passed to `datasets.load_dataset` (`revision`, `token`, `cache_dir`, ...).
@@ -63,12 +65,16 @@ def load_audio_text_dataset(
     path = Path(source)
     manifest = _find_manifest(path)
     if manifest is not None:
+        if filter_column is not None:
+            raise ValueError(f"filter_column: got {filter_column!r}, and the manifest {manifest} has no such columns")
         rows = read_manifest(manifest, external_metadata_source, with_text=with_text)
         return rows.to_iterable_dataset() if streaming else rows
     if external_metadata_source is not None:
         raise ValueError(f"external_metadata_source goes with an AudioCraft manifest, and {source} is none")
 
     rows = _load_rows(path if path.exists() else str(source), name, split, streaming, load_dataset_kwargs)
+    if filter_column is not None:
+        rows = _filter(rows, filter_column, source)
     if not streaming and len(rows) == 0:
         raise ValueError(f"the dataset {source} has no rows in split {split!r}")
     return _select_columns(rows, audio_column, text_column, with_text, source)
@@ -205,6 +211,17 @@ def _storing_audio_without_torchcodec():
         yield
     finally:
         datasets.Audio.encode_example = original
+
+
+def _filter(rows, column: str, source):
+    features = rows.features or {}
+    if features.get(column) != datasets.Value("bool"):
+        raise ValueError(
+            f"filter_column: got {column!r}, takes a column of booleans; {source} has {', '.join(features) or 'none'}"
+        )
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.filter(bool, input_columns=column)
+    return rows.select([number for number, keep in enumerate(rows[column]) if keep])
 
 
 def _select_columns(rows, audio_column: str, text_column: str | None, with_text: bool, source):

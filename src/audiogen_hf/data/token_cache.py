@@ -2,7 +2,8 @@
 
 folder/token_cache.json      what it was made with, and how many shards make it complete
 folder/shard-00000.parquet   codes: list of K lists of uint16; text: list of strings; path; start (seconds);
-                             text_states (optional): for each text the bytes of (L, D) float32
+                             text_states (optional): for each text the bytes of (L, D) float32;
+                             sound (optional): the bytes of (N,) int16, mono at the tokenizer's rate
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from tqdm import tqdm
 from transformers import EncodecModel, PreTrainedModel
 from transformers.utils import logging
 
-from .clips import Clip, ClipReader, UnusableClipError
+from .clips import Clip, ClipReader, UnusableClipError, draw_text
 from .loader import collate_audio, frame_mask
 
 logger = logging.get_logger(__name__)
 
 DESCRIPTION_FILE = "token_cache.json"
+INT16_SCALE = 2**15 - 1
 NUM_CLIPS, NUM_SKIPPED = "audiogen_hf.num_clips", "audiogen_hf.num_skipped"  # in the metadata of a shard
 
 # The settings of an EnCodec model that its codes depend on; the weights follow.
@@ -84,6 +86,7 @@ def write_token_cache(
     num_codebooks: int | None = None,
     text_encoder: PreTrainedModel | None = None,
     processor: Callable[..., Any] | None = None,
+    with_sound: bool = False,
     batch_size: int = 16,
     rows_per_shard: int = 500,
     progress: bool = True,
@@ -104,6 +107,8 @@ def write_token_cache(
         num_codebooks: Codebooks to keep, from the first on. Default: all of the codec.
         text_encoder: Keep the states of this encoder for each text, too.
         processor: `AudioGenProcessor` or tokenizer of the text encoder.
+        with_sound: Keep the sound beside its codes, in 16 bits, so that a decoder can learn from them
+            (`load_coded_sound`).
         batch_size: Clips encoded at once.
         rows_per_shard: Rows of the dataset that make a shard.
         progress: Show a progress bar.
@@ -144,6 +149,7 @@ def write_token_cache(
         "tokenizer_fingerprint": tokenizer_fingerprint(codec),
         "text_encoder_fingerprint": None if text_encoder is None else text_encoder_fingerprint(text_encoder),
         "text_dim": None if text_encoder is None else text_encoder.config.hidden_size,
+        "with_sound": with_sound,
     }
 
     # 1. Say what this folder is to hold, or check that it is the same
@@ -159,7 +165,7 @@ def write_token_cache(
     state.wait_for_everyone()
 
     # 2. Write the missing shards of this process
-    encoder = _Encoder(codec, num_codebooks, batch_size, text_encoder, processor)
+    encoder = _Encoder(codec, num_codebooks, batch_size, text_encoder, processor, with_sound)
     num_shards = 0
     show_progress = progress and state.is_local_main_process
     for shard, shard_rows in enumerate(_shards_of_rows(rows, rows_per_shard, show_progress)):
@@ -202,7 +208,62 @@ def load_token_cache(
     Raises:
         ValueError: There is no complete cache, or it was made with another tokenizer or text encoder.
     """
-    folder = Path(folder)
+    description, paths = _open(Path(folder), codec)
+    if description["text_encoder_fingerprint"] is not None and text_encoder is not None:
+        fingerprint = text_encoder_fingerprint(text_encoder)
+        if fingerprint != description["text_encoder_fingerprint"]:
+            raise ValueError(
+                f"the token cache {folder} holds states of another text encoder (fingerprint "
+                f"{description['text_encoder_fingerprint'][:12]}) than the model's ({fingerprint[:12]})"
+            )
+    if num_codebooks is not None and num_codebooks > description["num_codebooks"]:
+        raise ValueError(f"the token cache {folder} has {description['num_codebooks']} codebooks, not {num_codebooks}")
+    rows = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=streaming)
+    reader = CodesReader(
+        num_codebooks=num_codebooks or description["num_codebooks"],
+        num_frames=description["num_frames"],
+        text_dim=description["text_dim"],
+    )
+    return rows, reader
+
+
+def load_coded_sound(
+    folder: str | os.PathLike, codec: EncodecModel, segment_duration: float
+) -> tuple[datasets.Dataset, CodedSoundReader]:
+    """Open a token cache that keeps the sound (`with_sound`), for the decoder that is to make it of the codes.
+
+    Args:
+        folder: What `write_token_cache` filled.
+        codec: The tokenizer; its codes must be those of the cache.
+        segment_duration: Length of a clip, in seconds; shorter ones are left out.
+
+    Returns:
+        The rows and their reader, for `ClipDataset`.
+
+    Raises:
+        ValueError: There is no complete cache of this tokenizer with sound and all codes, or all clips are shorter.
+    """
+    description, paths = _open(Path(folder), codec)
+    if not description.get("with_sound") or description["num_codebooks"] != codec.config.num_quantizers:
+        raise ValueError(f"the token cache {folder} lacks the sound, or some of its codes: encode with with_sound")
+    hop_length = description["hop_length"]
+    num_frames = int(segment_duration * description["sampling_rate"]) // hop_length
+    rows = datasets.load_dataset("parquet", data_files=paths, split="train")
+    long_enough = [number for number, codes in enumerate(rows["codes"]) if len(codes[0]) >= num_frames]
+    if not long_enough or num_frames < 1:
+        raise ValueError(
+            f"segment_duration: got {segment_duration} s, takes a frame or more, as far as clips of {folder} last"
+        )
+    return rows.select(long_enough), CodedSoundReader(num_frames, hop_length)
+
+
+def is_token_cache(source: str | os.PathLike) -> bool:
+    """Whether `source` is a folder that `write_token_cache` filled, or began to."""
+    return (Path(source) / DESCRIPTION_FILE).is_file()
+
+
+def _open(folder: Path, codec: EncodecModel) -> tuple[dict[str, Any], list[str]]:
+    """The description of a complete cache that holds codes of `codec`, and the paths of its shards."""
     description = _read_description(folder)
     if "num_shards" not in description:
         raise ValueError(f"the token cache {folder} is not complete: run the command that made it again")
@@ -218,23 +279,7 @@ def load_token_cache(
             f"{description['tokenizer_fingerprint'][:12]}) than the model's ({codec.config.sampling_rate} Hz, "
             f"codebooks of {codec.config.codebook_size}, fingerprint {fingerprint[:12]}): encode the dataset again"
         )
-    if description["text_encoder_fingerprint"] is not None and text_encoder is not None:
-        fingerprint = text_encoder_fingerprint(text_encoder)
-        if fingerprint != description["text_encoder_fingerprint"]:
-            raise ValueError(
-                f"the token cache {folder} holds states of another text encoder (fingerprint "
-                f"{description['text_encoder_fingerprint'][:12]}) than the model's ({fingerprint[:12]})"
-            )
-    if num_codebooks is not None and num_codebooks > description["num_codebooks"]:
-        raise ValueError(f"the token cache {folder} has {description['num_codebooks']} codebooks, not {num_codebooks}")
-    data_files = [str(path) for path in paths]
-    rows = datasets.load_dataset("parquet", data_files=data_files, split="train", streaming=streaming)
-    reader = CodesReader(
-        num_codebooks=num_codebooks or description["num_codebooks"],
-        num_frames=description["num_frames"],
-        text_dim=description["text_dim"],
-    )
-    return rows, reader
+    return description, [str(path) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -280,6 +325,40 @@ class CodesReader:
 
 
 @dataclass(frozen=True)
+class CodedSoundReader:
+    """A row of a token cache with sound to a segment of both, as a decoder learns from.
+
+    The codes are those of the whole clip, and the segment begins on one of its frames: an encoder that hears a segment
+    alone, or from between two frames, makes other codes of it than those that a language model learns.
+
+    Args:
+        num_frames: T, frames of a segment.
+        hop_length: Samples in a frame.
+    """
+
+    num_frames: int
+    hop_length: int
+
+    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> Clip:
+        """Read a segment.
+
+        Returns:
+            A dict of "codes" (int64, (K, T)), "audio" (float32, (T * hop_length,), zeros after the end of the sound),
+            "length" (T) and "text".
+        """
+        codes = np.asarray(row["codes"], dtype=np.int64)
+        start = rng.integers(codes.shape[1] - self.num_frames + 1)
+        num_samples = self.num_frames * self.hop_length
+        sound = np.frombuffer(row["sound"], dtype="<i2")[start * self.hop_length :][:num_samples]
+        return {
+            "codes": codes[:, start : start + self.num_frames],
+            "audio": np.pad(sound.astype(np.float32) / INT16_SCALE, (0, num_samples - len(sound))),
+            "length": self.num_frames,
+            "text": draw_text(row["text"], rng),
+        }
+
+
+@dataclass(frozen=True)
 class _Encoder:
     """Clips to the columns of a shard."""
 
@@ -288,6 +367,7 @@ class _Encoder:
     batch_size: int
     text_encoder: PreTrainedModel | None
     processor: Callable[..., Any] | None
+    with_sound: bool
 
     def codes(self, clips: list[Clip]) -> list[np.ndarray]:
         """(K, T) uint16 each, with the real frames alone."""
@@ -320,7 +400,13 @@ class _Encoder:
         if self.text_encoder is not None:
             states = iter(self.text_states([text for texts in columns["text"] for text in texts]))
             columns["text_states"] = [list(islice(states, len(texts))) for texts in columns["text"]]
+        if self.with_sound:
+            columns["sound"] = [_to_int16(clip["audio"][: clip["length"]]) for clip in clips]
         return columns
+
+
+def _to_int16(audio: np.ndarray) -> bytes:
+    return np.round(audio.clip(-1, 1) * INT16_SCALE).astype("<i2").tobytes()
 
 
 def _shards_of_rows(
@@ -346,6 +432,8 @@ def _write_shard(path: Path, rows: Iterable[dict], reader: ClipReader, encoder: 
     ]
     if encoder.text_encoder is not None:
         fields.append(("text_states", pa.list_(pa.binary())))
+    if encoder.with_sound:
+        fields.append(("sound", pa.binary()))
     schema = pa.schema(fields)
     num_clips = num_skipped = 0
     temporary = path.with_name(f"{path.name}.tmp")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..schedules import SCHEDULES
+from .losses import MEL_LOSSES
 
 
 def option(default, help: str):
@@ -14,9 +15,14 @@ def option(default, help: str):
 class EncodecTrainingArguments:
     """Everything that decides a run, besides what `accelerate launch` is told."""
 
-    train_data: str = field(metadata={"help": "folder of sounds, AudioCraft manifest, parquet, or dataset on the Hub"})
+    train_data: str = field(
+        metadata={
+            "help": "folder of sounds, AudioCraft manifest, parquet, or dataset on the Hub; where the encoder stays, "
+            "also a token cache that keeps the sound"
+        }
+    )
     output_dir: str = field(metadata={"help": "folder of checkpoints, logs and the trained models"})
-    validation_data: str | None = option(None, "as train_data; without it nothing is validated")
+    validation_data: str | None = option(None, "as train_data, no token cache; without it nothing is validated")
     train_split: str = option("train", "split of train_data, where it has splits")
     validation_split: str = option("train", "split of validation_data, where it has splits")
     segment_duration: float = option(1.0, "seconds of a training clip")
@@ -42,6 +48,10 @@ class EncodecTrainingArguments:
 
     l1_weight: float = option(0.1, "share of the L1 loss in the gradient of the waveform")
     mel_weight: float = option(2.0, "share of the multi-scale mel loss")
+    mel_loss: str = field(
+        default="msspec",
+        metadata={"help": "AudioCraft's, or L1 of log mel, which hears quiet parts too", "choices": list(MEL_LOSSES)},
+    )
     mel_windows: list[int] = field(
         default_factory=lambda: [64, 128, 256, 512, 1024],
         metadata={"help": "lengths of the mel loss's windows, in samples"},

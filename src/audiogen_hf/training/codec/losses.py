@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
+MEL_LOSSES = ("msspec", "log_l1")
+
 
 class MelSpectrogram(nn.Module):
     """Power spectrogram on the HTK mel scale, with triangular filters of height 1 and a frame every quarter window.
@@ -56,9 +58,7 @@ def _mel_filters(sampling_rate: int, n_fft: int, num_mels: int, min_frequency: f
 
 
 class MultiScaleMelLoss(nn.Module):
-    """Distance of mel spectrograms at several resolutions: mean absolute difference plus mean squared one of log10.
-
-    The scales' sums are averaged over scales and the two terms. With the defaults this is AudioCraft's `msspec` loss.
+    """Distance of mel spectrograms at several resolutions, averaged over them.
 
     Args:
         sampling_rate: in Hz.
@@ -67,6 +67,9 @@ class MultiScaleMelLoss(nn.Module):
         num_mels: filters, one number for all windows or one for each.
         min_frequency: see `MelSpectrogram`.
         floor: added to the power before the logarithm.
+        kind: "msspec", AudioCraft's, is half the mean absolute difference of power plus half the mean squared one of
+            its log10; loud parts decide it. "log_l1", the mean absolute difference of log10 power alone, hears quiet
+            parts as well (Kumar et al. 2023, arXiv 2306.06546).
     """
 
     def __init__(
@@ -76,9 +79,13 @@ class MultiScaleMelLoss(nn.Module):
         num_mels: int | Sequence[int] = 64,
         min_frequency: float = 64.0,
         floor: float = 1e-5,
+        kind: str = "msspec",
     ):
         super().__init__()
+        if kind not in MEL_LOSSES:
+            raise ValueError(f"kind: got {kind!r}, takes {' or '.join(MEL_LOSSES)}")
         self.floor = floor
+        self.kind = kind
         if isinstance(num_mels, int):
             num_mels = [num_mels] * len(n_ffts)
         self.scales = nn.ModuleList(
@@ -90,9 +97,12 @@ class MultiScaleMelLoss(nn.Module):
         loss = 0.0
         for scale in self.scales:
             mel, target_mel = scale(estimate), scale(target)
-            loss = loss + F.l1_loss(mel, target_mel)
-            loss = loss + F.mse_loss(torch.log10(self.floor + mel), torch.log10(self.floor + target_mel))
-        return loss / (2 * len(self.scales))
+            log_mel, log_target = torch.log10(self.floor + mel), torch.log10(self.floor + target_mel)
+            if self.kind == "log_l1":
+                loss = loss + F.l1_loss(log_mel, log_target)
+            else:
+                loss = loss + (F.l1_loss(mel, target_mel) + F.mse_loss(log_mel, log_target)) / 2
+        return loss / len(self.scales)
 
 
 class MelDistance(nn.Module):

@@ -54,15 +54,15 @@ def build_encodec(args: EncodecTrainingArguments) -> EncodecModel:
 class TrainingOutput(NamedTuple):
     """
     audio: (batch, 1, samples), the reconstruction.
-    commitment_loss: scalar.
+    commitment_loss: scalar; 0 where the codes were given.
     codes: (batch, codebooks, frames).
-    residuals: (codebooks, batch * frames, dim), for the update of the codebooks.
+    residuals: (codebooks, batch * frames, dim), for the update of the codebooks; None where the codes were given.
     """
 
     audio: torch.Tensor
     commitment_loss: torch.Tensor
     codes: torch.Tensor
-    residuals: torch.Tensor
+    residuals: torch.Tensor | None
 
 
 class EncodecForTraining(nn.Module):
@@ -73,7 +73,12 @@ class EncodecForTraining(nn.Module):
         self.model = model
         self.quantizer = quantizer
 
-    def forward(self, audio: torch.Tensor) -> TrainingOutput:
+    def forward(self, audio: torch.Tensor, codes: torch.Tensor | None = None) -> TrainingOutput:
+        """Reconstruct `audio`; with its `codes` (batch, codebooks, frames) given, by the decoder alone."""
+        if codes is not None:
+            embeddings = self.model.quantizer.decode(codes.transpose(0, 1))
+            reconstruction = self.model.decoder(embeddings)[..., : audio.shape[-1]]
+            return TrainingOutput(reconstruction, audio.new_zeros(()), codes, None)
         hidden_states = self.model.encoder(audio)
         with torch.autocast(audio.device.type, enabled=False):  # which code is nearest is a matter of float32
             quantized, residuals = self.quantizer.quantize(hidden_states.float())

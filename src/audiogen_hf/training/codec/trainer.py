@@ -14,7 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
-from ...data import ClipCollator, ClipDataset, ClipLoader, ClipReader, frame_mask, load_audio_text_dataset
+from ...data import (
+    ClipCollator,
+    ClipDataset,
+    ClipLoader,
+    ClipReader,
+    frame_mask,
+    is_token_cache,
+    load_audio_text_dataset,
+    load_coded_sound,
+)
 from ..checkpointing import atomic_folder, find_checkpoint, rotate_checkpoints, write_checkpoint
 from ..distributed import build_accelerator
 from ..ema import ExponentialMovingAverage
@@ -101,7 +110,8 @@ class EncodecTrainer:
                 args.discriminator_learning_rate,
             )
         num_mels = args.mel_bins[0] if len(args.mel_bins) == 1 else args.mel_bins
-        self.mel_loss = MultiScaleMelLoss(self.sampling_rate, args.mel_windows, num_mels).to(self.device)
+        self.mel_loss = MultiScaleMelLoss(self.sampling_rate, args.mel_windows, num_mels, kind=args.mel_loss)
+        self.mel_loss.to(self.device)
         self.mel_distance = MelDistance(self.sampling_rate).to(self.device)
         weights = {
             "adversarial": args.adversarial_weight,
@@ -143,7 +153,15 @@ class EncodecTrainer:
             shortest = longest_window / self.sampling_rate
             name = "segment_duration" if training else "validation_segment_duration"
             raise ValueError(f"{name}: got {duration}, takes at least {shortest} s, the longest window of the losses")
-        rows = load_audio_text_dataset(data, split=split, with_text=False)
+        if is_token_cache(data):
+            if args.train_encoder or not training:
+                raise ValueError(
+                    f"{'train_data' if training else 'validation_data'}: {data} is a token cache; it takes sound"
+                    + (", or train_encoder false" if training else "")
+                )
+            rows, reader = load_coded_sound(data, self.codec, duration)
+        else:
+            rows = load_audio_text_dataset(data, split=split, with_text=False)
         make_loader = ClipLoader if training else ClipLoader.evaluation
         return make_loader(
             ClipDataset(rows, reader, seed=args.seed, shuffle=training),
@@ -178,7 +196,8 @@ class EncodecTrainer:
         self.model.train()
         window = _Window(self.codec.config, self.device)
         for batch in self.train_loader if self.step < args.max_steps else ():
-            window.add(*self.training_step(batch["input_values"].to(self.device, non_blocking=True)))
+            batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            window.add(*self.training_step(batch["input_values"], batch.get("audio_codes")))
             if self.step % args.logging_steps == 0:
                 figures = window.close(clips_per_step=args.batch_size)
                 figures["skipped_clips"] = self.train_loader.num_skipped
@@ -209,16 +228,19 @@ class EncodecTrainer:
         self.train_loader.load_state_dict(place)
         self.quantizer.initialize_codebooks(torch.cat(vectors), per_update, self.args.kmeans_iterations)
 
-    def training_step(self, audio: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def training_step(
+        self, audio: torch.Tensor, codes: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """One update of discriminator, model, codebooks and averages.
 
         Args:
             audio: (batch, 1, samples) of this process.
+            codes: (batch, codebooks, frames) of `audio`, where they are known and the encoder does not train.
 
         Returns:
             losses by name, detached, and the codes chosen, (batch, codebooks, frames).
         """
-        output = self.model(audio)
+        output = self.model(audio, codes)
         losses = {"l1": F.l1_loss(output.audio, audio), "mel": self.mel_loss(output.audio, audio)}
         figures = {"commitment": output.commitment_loss}
         is_adversarial = self.discriminator is not None and self.step >= self.args.discriminator_start_step

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import datasets
 import torch
@@ -21,10 +20,10 @@ from ...data import (
     MixedStream,
     Mixing,
     frame_mask,
+    is_token_cache,
     load_audio_text_dataset,
     load_token_cache,
 )
-from ...data.token_cache import DESCRIPTION_FILE
 from ...modeling_audiogen import IGNORE_INDEX, AudioGenForConditionalGeneration
 from ...processing_audiogen import AudioGenProcessor
 from .arguments import AudioGenTrainingArguments
@@ -40,7 +39,7 @@ def open_clips(
             tokenizer or of clips of another length.
     """
     config = model.config
-    if not (Path(source) / DESCRIPTION_FILE).is_file():
+    if not is_token_cache(source):
         rows = load_audio_text_dataset(
             source,
             name=args.dataset_config,
