@@ -5,8 +5,8 @@
 
 A sound shows its class if one of the AudioSet classes that expected_audioset.csv gives for the class is among the five
 that YAMNet scores highest over the whole clip. Every class of captions.yaml is judged that this table covers and that
-has training clips; figures are given over all of them and over the confirmed ones, whose recordings a classifier
-recognised when the data was built.
+has training clips. Figures are given over all of them, and over the known ones: those that YAMNet hears in at least
+half of the real clips that the model learned from. What it misses there, no copy could show.
 """
 
 import argparse
@@ -46,6 +46,8 @@ HERE = Path(__file__).parent
 SECONDS = 5.0  # of every clip of the language model
 TOP = 5
 PROMPTS = {"caption": "phrase", "paraphrase": "held_out"}  # kind of prompt: its key in captions.yaml
+LEARNED_CLIPS = 4  # of each class, judged as the model's ideal; the first ones are windows as they are
+KNOWN_SHARE = 0.5  # of these, in which the judge hears a class that it knows
 MEMORY_CLASSES = 10
 TIMED_RUNS = 3
 
@@ -265,6 +267,16 @@ class Bench:
         return [clip for path in paths for clip in read_clips(path, self.sampling_rate, names)]
 
     @cached_property
+    def learned(self) -> list[Clip]:
+        """The first training clips of each class."""
+        clips = defaultdict(list)
+        names = [sound_class.name for sound_class in self.classes]
+        for clip in read_clips(self.data / "lm" / "train.parquet", self.sampling_rate, names):
+            if len(clips[clip.sound_class]) < LEARNED_CLIPS:
+                clips[clip.sound_class].append(clip)
+        return [clip for name in names for clip in clips[name]]
+
+    @cached_property
     def held_out_heard(self) -> list[Heard]:
         return [self.listener(clip.samples) for clip in self.held_out]
 
@@ -337,12 +349,21 @@ def judge_prompts(bench: Bench, maker: SoundMaker, seeds: Sequence[int]) -> dict
 
 
 def judge_ceiling(bench: Bench) -> dict:
-    """What YAMNet hears in the real held-out clips, as they are and after the tokenizer: class -> a verdict a clip."""
+    """What YAMNet hears in real clips, as they are and after the tokenizer: kind -> class -> a verdict a clip."""
     classes = {sound_class.name: sound_class for sound_class in bench.classes}
-    verdicts = {"real": defaultdict(list), "reconstructed": defaultdict(list)}
-    for kind, all_heard in (("real", bench.held_out_heard), ("reconstructed", bench.reconstructed_heard)):
-        for clip, heard in zip(bench.held_out, all_heard, strict=True):
-            verdicts[kind][clip.sound_class].append(heard.judge(classes[clip.sound_class]))
+    heard = {
+        "learned": (bench.learned, [bench.listener(clip.samples) for clip in bench.learned]),
+        "learned, reconstructed": (
+            bench.learned,
+            [bench.listener(bench.reconstruct(clip.samples)[0]) for clip in bench.learned],
+        ),
+        "real": (bench.held_out, bench.held_out_heard),
+        "reconstructed": (bench.held_out, bench.reconstructed_heard),
+    }
+    verdicts = {kind: defaultdict(list) for kind in heard}
+    for kind, (clips, all_heard) in heard.items():
+        for clip, one_heard in zip(clips, all_heard, strict=True):
+            verdicts[kind][clip.sound_class].append(one_heard.judge(classes[clip.sound_class]))
     return verdicts
 
 
@@ -500,12 +521,12 @@ def summarize(results: dict) -> dict:
     """
     columns = shares_by_class(results)
     held_out = set(columns.get("real", ()))
-    confirmed = {name for name, entry in results["classes"].items() if entry["confirmed"]}
+    known = {name for name, share in columns.get("learned", {}).items() if share >= KNOWN_SHARE}
     groups = {
         "all": set(results["classes"]),
-        "confirmed": confirmed,
+        "known": known,
         "with held-out clips": held_out,
-        "confirmed, with held-out clips": confirmed & held_out,
+        "known, with held-out clips": known & held_out,
     }
     summary = {}
     for column, shares in columns.items():
@@ -569,7 +590,8 @@ def render_judged(results: dict) -> str:
     header = ["sounds of", *(f"{group} ({size})" for group, size in zip(groups, sizes, strict=True))]
     lines = [
         f"Share of sounds with an expected AudioSet class among YAMNet's first {TOP}: mean over classes, and 95% "
-        "interval over classes.",
+        f"interval over classes. Known are those that YAMNet hears in {percent(KNOWN_SHARE)} or more of the "
+        f"{LEARNED_CLIPS} training clips of a class that it was given (learned); the real clips were held out.",
         "",
         table(header, ([name, *(cell(column.get(group)) for group in groups)] for name, column in summary.items())),
     ]
