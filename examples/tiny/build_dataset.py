@@ -44,9 +44,6 @@ WINDOW = (
 SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.1  # of the files of a class, for validation and for test each
 HELD_OUT_CLIPS = 8  # of a class, in validation and in test each
-FRAME = SAMPLING_RATE // 50  # of the tokenizer: a take that always begins on a frame has the same codes each time
-TRAIN_SECONDS = 20  # of different sound of a class that the language model learns; a small model learns these well
-VARIED_SHARE = 0.25  # of the training clips after the first of each window
 CODEC_MINUTES = 3.5  # of a class: wind, birds, rain and crickets would fill half of the tokenizer's data otherwise
 TARGET_RMS = 10 ** (-20 / 20)  # of the loudest 400 ms: evens single knocks and steady rain alike
 MAX_PEAK = 10 ** (-1 / 20)
@@ -238,17 +235,15 @@ def loudness(samples: np.ndarray) -> float:
 
 
 def even(samples: np.ndarray, name: str) -> np.ndarray:
-    """Cuts silent ends, removes DC, and brings the loudest 400 ms to -20 dBFS as far as peaks stay under -1 dBFS.
-
-    Silence is cut by whole frames of the tokenizer, so that pieces of a recording keep their place between frames.
-    """
+    """Cuts silent ends, removes DC, and brings the loudest 400 ms to -20 dBFS as far as peaks stay under -1 dBFS."""
     samples = samples - samples.mean()
-    frames = np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
+    frame = SAMPLING_RATE // 100
+    frames = np.pad(samples, (0, -len(samples) % frame)).reshape(-1, frame)
     levels = np.sqrt((frames**2).mean(axis=1))
     loud = np.flatnonzero(levels > SILENCE * levels.max())
     if not len(loud):
         raise ValueError(f"{name} is silent")
-    samples = samples[loud[0] * FRAME : (loud[-1] + 1) * FRAME]
+    samples = samples[loud[0] * frame : (loud[-1] + 1) * frame]
     samples = fade(samples - samples.mean(), 0.005)
     return samples * min(TARGET_RMS / loudness(samples), MAX_PEAK / np.abs(samples).max())
 
@@ -297,10 +292,7 @@ def lay_out(kind: str, takes: list[np.ndarray], length: int, rng: np.random.Gene
     """Fills `length` samples with takes of one source, as its kind asks.
 
     A texture is looped with crossfades; a rhythm repeats at an even pace; events come with silence between them, often
-    several, sometimes one. The first take always sounds first, and each begins on a frame of the tokenizer.
-
-    Returns:
-        The samples and how many takes sound in them.
+    several, sometimes one. The first take always sounds first. Returns the samples and how many takes sound in them.
     """
     if kind == "texture":
         return loop(takes[0], length), 1
@@ -316,21 +308,15 @@ def lay_out(kind: str, takes: list[np.ndarray], length: int, rng: np.random.Gene
         clip[onset : onset + len(take)] += take
         count += 1
         gap = rng.uniform(0.1, 0.6) * SAMPLING_RATE if kind == "event" else max(0.0, pace - len(take))
-        onset += -(-(len(take) + int(gap)) // FRAME) * FRAME
+        onset += len(take) + int(gap)
         if onset >= length:
             break
     return clip, count
 
 
 def loop(samples: np.ndarray, length: int) -> np.ndarray:
-    """Repeats `samples` up to `length` after whole frames, with crossfades of equal power.
-
-    A crossfade takes a quarter of the sound, at most 0.25 s; what is shorter than four frames has none.
-    """
-    samples = samples[: max(1, len(samples) // FRAME) * FRAME]
-    overlap = min(len(samples) // 4, SAMPLING_RATE // 4) // FRAME * FRAME
-    if not overlap:
-        return np.resize(samples, length)
+    """Repeats `samples` up to `length` with equal-power crossfades of a quarter of it, at most 0.25 s."""
+    overlap = min(len(samples) // 4, SAMPLING_RATE // 4)
     ramp = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / overlap).astype(np.float32)
     looped = samples
     while len(looped) < length:
@@ -345,19 +331,9 @@ def loop(samples: np.ndarray, length: int) -> np.ndarray:
 class Builder:
     """Cuts, lays out, augments and describes clips; every draw depends on the seed and the clip's name alone."""
 
-    def __init__(
-        self,
-        sounds: list[Sound],
-        captions: dict[str, dict],
-        cache: Path,
-        seed: int,
-        seconds: float = TRAIN_SECONDS,
-        varied_share: float = VARIED_SHARE,
-    ):
+    def __init__(self, sounds: list[Sound], captions: dict[str, dict], cache: Path, seed: int):
         self.captions = captions
         self.seed = seed
-        self.seconds = seconds
-        self.varied_share = varied_share
         self.samples = {
             sound: read_audio(cached(sound, cache), SAMPLING_RATE)[0]
             for sound in tqdm(sounds, "reading", disable=None)
@@ -368,56 +344,38 @@ class Builder:
         for sound in sounds:
             for window in sound.windows:
                 self.windows[self.split[sound]][sound.sound_class].append((sound, window))
-        train = self.windows["train"]
-        self.windows["train"] = {name: self.choose(name, windows) for name, windows in train.items()}
 
     def rng(self, *name: object) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32("/".join(map(str, name)).encode())])
 
-    def cut(self, sound: Sound, window: int) -> np.ndarray:
-        """A window of a sound, evened; a short last one begins earlier where its neighbour shows the class too."""
-        samples = self.samples[sound][: (window + 1) * WINDOW]
-        start = window * WINDOW
-        if window - 1 in sound.windows:
-            start = (len(samples) - WINDOW) // FRAME * FRAME
+    def cut(self, sound: Sound, window: int, shift: float = 0.0) -> np.ndarray:
+        """A window of a sound, evened; moved by up to `shift` seconds where its neighbours show the class too."""
+        first = last = window
+        while first - 1 in sound.windows:
+            first -= 1
+        while last + 1 in sound.windows:
+            last += 1
+        samples = self.samples[sound][first * WINDOW : (last + 1) * WINDOW]
+        start = (window - first) * WINDOW + int(shift * SAMPLING_RATE)
+        start = max(0, min(start, len(samples) - WINDOW))
         return even(samples[start : start + WINDOW], f"window {window} of {sound.file_id}")
 
-    def choose(self, sound_class: str, windows: list[tuple[Sound, int]]) -> list[tuple[Sound, int]]:
-        """Windows of a class for training, up to `seconds` of sound; each file's first before any second one."""
-        order = self.rng("choose", sound_class).permutation(len(windows))
-        rank = defaultdict(int)
-        ranked = []
-        for sound, window in (windows[index] for index in order):
-            ranked.append((rank[sound], sound, window))
-            rank[sound] += 1
-        chosen, room = [], self.seconds * SAMPLING_RATE
-        for _, sound, window in sorted(ranked, key=lambda entry: entry[0]):
-            if not chosen or room > 0:
-                chosen.append((sound, window))
-                room -= len(self.cut(sound, window))
-        return chosen
-
     def clip(
-        self, sound: Sound, window: int, length: int, varied: bool, rng: np.random.Generator
+        self, sound: Sound, window: int, length: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, int, list[Sound]]:
-        """A clip of a training sound: a texture from anywhere in it, others repeated with takes of their source.
+        """A varied clip of a training sound: moved, mildly faster or slower, repeated with takes of its source.
 
-        Mildly faster or slower if `varied`. Returns `length` samples, how many takes sound in them, and the sounds
-        that they are from.
+        Returns `length` samples, how many takes sound in them, and the sounds they are from.
         """
         picked = [(sound, window)]
+        takes = [self.cut(sound, window, rng.uniform(-2.5, 2.5))]
         kind = self.captions[sound.sound_class]["kind"]
         if kind != "texture":
             others = [pair for pair in self.windows["train"][sound.sound_class] if pair[0].source == sound.source]
             picked += [others[index] for index in rng.choice(len(others), size=min(4, len(others)), replace=False)]
-        takes = [self.cut(*pair) for pair in picked]
-        if varied:
-            speed = rng.uniform(0.94, 1.06)
-            takes = [change_speed(take, speed) for take in takes]
-        if kind == "texture":
-            start = FRAME * rng.integers(1 + len(takes[0]) // FRAME)
-            takes[0] = loop(takes[0], start + length)[start:]
-        samples, count = lay_out(kind, takes, length, rng)
+            takes += [self.cut(*pair) for pair in picked[1:]]
+        speed = rng.uniform(0.94, 1.06)
+        samples, count = lay_out(kind, [change_speed(take, speed) for take in takes], length, rng)
         return samples, count, [sound for sound, _ in picked]
 
     def describe(self, sound: Sound, count: int, rendering: str, seconds: float) -> list[str]:
@@ -440,8 +398,7 @@ class Builder:
         """Five-second clips of one class each: name, samples, row of metadata.
 
         In training each class has `clips_per_class` of them (half of it where no classifier confirmed the class):
-        first every window as it is, then other layouts, some of them varied. Validation and test show windows as they
-        are.
+        first every window as it is, then variations. Validation and test show windows as they are.
         """
         for sound_class, windows in sorted(self.windows[split].items()):
             order = self.rng(split, sound_class).permutation(len(windows))
@@ -456,22 +413,20 @@ class Builder:
                     take = self.cut(sound, window)
                     samples, count = lay_out(self.captions[sound_class]["kind"], [take], WINDOW, rng)
                 else:
-                    varied = rng.random() < self.varied_share
-                    samples, count, sounds = self.clip(sound, window, WINDOW, varied, rng)
-                    if varied:
-                        samples, rendering = self.render(samples, self.captions[sound_class]["kind"], rng)
+                    samples, count, sounds = self.clip(sound, window, WINDOW, rng)
+                    samples, rendering = self.render(samples, self.captions[sound_class]["kind"], rng)
                 seconds = min(len(self.samples[sound]), WINDOW) / SAMPLING_RATE
                 yield name, limit(samples), row(sounds, self.describe(sound, count, rendering, seconds), rendering)
 
     def render(self, samples: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """Mostly dry at a slightly lower level, sometimes in a hall (not for a texture) or from afar."""
         draw = rng.random()
-        if draw < 0.15 and kind != "texture":
+        if draw < 0.06 and kind != "texture":
             return reverberate(samples, rng.uniform(1.2, 2.0), rng.uniform(0.3, 0.6), rng), "hall"
-        if draw > 0.85:
+        if draw > 0.94:
             samples = reverberate(damp(samples, rng.uniform(1200, 2500)), 0.8, 0.4, rng)
             return samples * 10 ** (rng.uniform(-14, -10) / 20), "distant"
-        if draw > 0.6:  # a small room, too mild to be worth a word
+        if draw > 0.72:  # a small room, too mild to be worth a word
             samples = reverberate(samples, rng.uniform(0.2, 0.4), rng.uniform(0.02, 0.1), rng)
         return samples * 10 ** (rng.uniform(-4, 0) / 20), "plain"
 
@@ -495,7 +450,7 @@ class Builder:
             parts, sounds = [], []
             for sound_class, length in zip((first, second), lengths, strict=True):
                 sound, window = windows[sound_class][rng.integers(len(windows[sound_class]))]
-                samples, _, used = self.clip(sound, window, length, rng.random() < self.varied_share, rng)
+                samples, _, used = self.clip(sound, window, length, rng)
                 parts.append(samples)
                 sounds += used
             x, y = self.captions[first], self.captions[second]
@@ -617,26 +572,14 @@ def write_split(path: Path, clips: Iterator[tuple[str, np.ndarray, dict]]) -> li
     return rows
 
 
-def build(
-    sounds: list[Sound],
-    captions: dict,
-    output: Path,
-    cache: Path,
-    clips_per_class: int,
-    mixes: int,
-    seconds: float,
-    varied_share: float,
-    seed: int,
-):
+def build(sounds: list[Sound], captions: dict, output: Path, cache: Path, clips_per_class: int, mixes: int, seed: int):
     """Builds OUTPUT as a whole or not at all, and prints what it holds."""
     if clips_per_class < 2 or mixes < 0:
         raise ValueError(f"clips_per_class must be at least 2 and mixes at least 0, got {clips_per_class} and {mixes}")
-    if seconds <= 0 or not 0 <= varied_share <= 1:
-        raise ValueError(f"seconds must be positive and varied_share in [0, 1], got {seconds} and {varied_share}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"OUTPUT {output} exists and is not an empty folder: remove it or name another one")
     fetch(sounds, cache)
-    builder = Builder(sounds, captions, cache, seed, seconds, varied_share)
+    builder = Builder(sounds, captions, cache, seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
     try:
@@ -687,34 +630,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--captions", type=Path, default=HERE / "captions.yaml", help="their captions (default: ours)")
     parser.add_argument("--clips_per_class", type=int, default=64, help="training clips of a class (default: 64)")
     parser.add_argument("--mixes", type=int, default=1500, help="training clips of two classes (default: 1500)")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=TRAIN_SECONDS,
-        help="of different sound of a class that the language model learns (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--varied_share",
-        type=float,
-        default=VARIED_SHARE,
-        help="of the training clips that differ from the recordings in speed, room or level (default: %(default)s)",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the split and of all variation (default: 0)")
     options = parser.parse_args(arguments)
     try:
         sounds = read_sounds(options.sounds)
         captions = read_captions(options.captions, sounds)
-        build(
-            sounds,
-            captions,
-            options.output,
-            options.cache,
-            options.clips_per_class,
-            options.mixes,
-            options.seconds,
-            options.varied_share,
-            options.seed,
-        )
+        build(sounds, captions, options.output, options.cache, options.clips_per_class, options.mixes, options.seed)
     except (ValueError, OSError) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
         return 2

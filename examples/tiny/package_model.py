@@ -19,11 +19,9 @@ from pathlib import Path
 import yaml
 from evaluate import PARTS
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import EncodecModel
 from transformers.utils.logging import disable_progress_bar
 
 from audiogen_hf import AudioGenForConditionalGeneration, AudioGenProcessor
-from audiogen_hf.data import tokenizer_fingerprint
 from audiogen_hf.int8_storage import save_int8
 from audiogen_hf.model_card import CARD_FILE, TAGS
 from audiogen_hf.packaged_models import PACKAGED_MODELS
@@ -232,13 +230,10 @@ def training_section(folder: Path) -> str:
     card = folder / CARD_FILE
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     _, heading, rest = text.partition("\n## Training\n")
-    note = "The last run of the decoder; `examples/tiny/README.md` of the library lists all runs.\n"
-    return f"{heading.lstrip()}\n{note}{rest.rstrip()}\n\n" if heading else ""
+    return f"{heading.lstrip()}{rest.rstrip()}\n\n" if heading else ""
 
 
-def package_model(
-    source: Path, target: Path, sampling: dict[str, float], results: dict | None, codec: Path | None = None
-) -> int:
+def package_model(source: Path, target: Path, sampling: dict[str, float], results: dict | None) -> int:
     """Writes the packaged form of a trained model.
 
     Args:
@@ -246,20 +241,14 @@ def package_model(
         target: Folder to write; replaced if it exists.
         sampling: Defaults of generation to set.
         results: What evaluate.py wrote, if anything.
-        codec: A tokenizer of sound to take in place of the model's; its decoder may differ, its codes may not.
 
     Returns:
         The size of the folder in bytes.
 
     Raises:
-        ValueError: The model is too large, codes differ, or a recording's licence is not known. Nothing is written.
+        ValueError: The model is too large, or a recording's licence is not known. Nothing is written.
     """
     model = AudioGenForConditionalGeneration.from_pretrained(source, dtype="float32")
-    if codec is not None:
-        fingerprint = tokenizer_fingerprint(model.audio_encoder)
-        model.audio_encoder = EncodecModel.from_pretrained(codec, dtype="float32").eval()
-        if tokenizer_fingerprint(model.audio_encoder) != fingerprint:
-            raise ValueError(f"codec: {codec} makes other codes than the tokenizer of {source}")
     processor = AudioGenProcessor.from_pretrained(source)
     model.config.license, model.config.base_model = LICENSE, None
     model.config.text_encoder._name_or_path, model.config.audio_encoder._name_or_path = TEXT_ENCODER, ""
@@ -283,7 +272,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=PACKAGED_MODELS[NAME], help="folder to write (default: the package's own)"
     )
-    parser.add_argument("--codec", type=Path, help="tokenizer of the same codes with another decoder, to be packaged")
     parser.add_argument("--results", type=Path, help="results.json of evaluate.py, for the card")
     sampling = parser.add_argument_group("defaults of generation", "Those of the model, unless given.")
     sampling.add_argument("--guidance-scale", type=float)
@@ -299,7 +287,6 @@ def main(arguments: list[str] | None = None) -> int:
             options.output,
             {name: value for name, value in sampling.items() if value is not None},
             results,
-            options.codec,
         )
     except (ValueError, OSError) as error:
         print(f"package_model: error: {' '.join(str(error).split())}", file=sys.stderr)
