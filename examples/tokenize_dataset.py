@@ -44,6 +44,9 @@ class TokenizeArguments:
         default=1.0, metadata={"help": "Share of the last clip of a long sound that must hold sound."}
     )
     num_codebooks: int | None = field(default=None, metadata={"help": "Codebooks to keep; default: the model's."})
+    without_text: bool = field(
+        default=False, metadata={"help": "Keep no descriptions; sound for training a decoder needs none."}
+    )
     filter_column: str | None = field(
         default=None, metadata={"help": "Column of booleans; rows where it is false are left out."}
     )
@@ -84,6 +87,7 @@ def main(args: TokenizeArguments):
         streaming=args.streaming,
         audio_column=args.audio_column,
         text_column=args.text_column,
+        with_text=not args.without_text,
         filter_column=args.filter_column,
         external_metadata_source=args.external_metadata_source,
     )
@@ -91,7 +95,7 @@ def main(args: TokenizeArguments):
         args.output,
         rows,
         codec.to(state.device).eval(),
-        source=f"{args.dataset} ({args.split})",
+        source=f"{args.dataset} ({args.split}" + (f", {args.filter_column})" if args.filter_column else ")"),
         segment_duration=args.segment_duration,
         min_segment_ratio=args.min_segment_ratio,
         num_codebooks=num_codebooks,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -268,6 +269,21 @@ def test_the_example_takes_a_codec_in_place_of_a_model(folder, tmp_path, codec):
         example["main"](example["TokenizeArguments"](**arguments, codec="a", text_states=True))
 
 
+def test_the_example_keeps_the_sound_of_chosen_rows_without_descriptions(tmp_path, codec):
+    sounds = [write_sound(tmp_path / f"{i}.wav", tone(1.0, 300.0 * (i + 1))) for i in range(3)]
+    columns = {"audio": [str(path) for path in sounds], "loud": [True, False, True]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    codec.save_pretrained(tmp_path / "codec")
+    arguments = ["--dataset", tmp_path / "rows.parquet", "--codec", tmp_path / "codec", "--output", tmp_path / "codes"]
+    arguments += ["--segment_duration", 1, "--with_sound", "--without_text", "--filter_column", "loud"]
+    done = subprocess.run([sys.executable, EXAMPLE, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows, _ = load_coded_sound(tmp_path / "codes", codec, 0.5)
+    assert [Path(row["path"]).name for row in rows] == ["0.wav", "2.wav"]
+    assert {tuple(row["text"]) for row in rows} == {("",)}
+    assert "rows.parquet (train, loud)" in (tmp_path / "codes" / "token_cache.json").read_text()
+
+
 def test_a_cache_may_keep_the_sound_and_gives_both_from_the_same_frame_on(tmp_path, codec, write):
     path, _ = write(with_sound=True, min_segment_ratio=0.25)
     whole = {(row["path"], row["start"]): row for row in contents(path)}
@@ -298,5 +314,6 @@ def test_a_decoder_is_refused_a_cache_without_sound_or_with_shorter_clips(codec,
         load_coded_sound(write("less", with_sound=True, num_codebooks=2)[0], codec, 0.5)
     path, _ = write(with_sound=True)
     for duration in (1.1, 0.01):
-        with pytest.raises(ValueError, match=f"segment_duration: got {duration} s, takes a frame or more"):
+        message = rf"segment_duration: got {duration} s, takes at least a frame \(320 samples\) and at most 1 s"
+        with pytest.raises(ValueError, match=message):
             load_coded_sound(path, codec, duration)

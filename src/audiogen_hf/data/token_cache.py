@@ -21,6 +21,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
@@ -249,10 +250,12 @@ def load_coded_sound(
     hop_length = description["hop_length"]
     num_frames = int(segment_duration * description["sampling_rate"]) // hop_length
     rows = datasets.load_dataset("parquet", data_files=paths, split="train")
-    long_enough = [number for number, codes in enumerate(rows["codes"]) if len(codes[0]) >= num_frames]
-    if not long_enough or num_frames < 1:
+    lengths = pc.list_value_length(pc.list_element(rows.data.column("codes"), 0)).to_numpy()
+    long_enough = np.flatnonzero(lengths >= num_frames)
+    if not len(long_enough) or num_frames < 1:
         raise ValueError(
-            f"segment_duration: got {segment_duration} s, takes a frame or more, as far as clips of {folder} last"
+            f"segment_duration: got {segment_duration} s, takes at least a frame ({hop_length} samples) and at most "
+            f"{lengths.max() * hop_length / description['sampling_rate']:g} s, the longest clip of {folder}"
         )
     return rows.select(long_enough), CodedSoundReader(num_frames, hop_length)
 

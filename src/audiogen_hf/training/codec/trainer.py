@@ -55,7 +55,7 @@ class EncodecTrainer:
 
     A step trains the discriminator on the present reconstruction and the model on L1, mel, adversarial and feature
     matching losses, balanced by the gradient they send into the waveform, plus the commitment loss; then the codebooks
-    and the averaged weights follow. Everything is float32.
+    and the averaged weights follow. Weights are float32.
 
     A run with several processes gives what one process gives with the whole batch.
 
@@ -155,9 +155,9 @@ class EncodecTrainer:
             raise ValueError(f"{name}: got {duration}, takes at least {shortest} s, the longest window of the losses")
         if is_token_cache(data):
             if args.train_encoder or not training:
+                name = "train_data" if training else "validation_data"
                 raise ValueError(
-                    f"{'train_data' if training else 'validation_data'}: {data} is a token cache; it takes sound"
-                    + (", or train_encoder false" if training else "")
+                    f"{name}: got the token cache {data}; one is taken as train_data alone, with train_encoder false"
                 )
             rows, reader = load_coded_sound(data, self.codec, duration)
         else:
